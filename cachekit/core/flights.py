@@ -1,0 +1,147 @@
+"""Single flight: one load of a key shared by all its concurrent callers in one world.
+
+A flight is registered with ``dict.setdefault`` (atomic, no lock). An invalidation *detaches*
+it: it leaves the table, so that whoever arrives later starts anew, and it loses the right to
+fill. Nothing here waits; the world that owns the callers does (``runtime``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterable
+from contextvars import ContextVar
+from typing import Any
+
+
+class Flight:
+    """One load in progress. ``landed`` turns true once, with ``value`` or ``error`` set, or with
+    ``handed`` set: then nobody has a result and a waiter must lead a new flight."""
+
+    __slots__ = (
+        "_wake",
+        "certain",
+        "detached",
+        "error",
+        "handed",
+        "ident",
+        "joined",
+        "landed",
+        "loading",
+        "tags",
+        "value",
+        "waits_for",
+    )
+
+    def __init__(self, ident: Hashable) -> None:
+        self.ident = ident
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.certain = True  # False: only for callers that joined before the load began
+        self.loading = False
+        self.landed = False
+        self.handed = False
+        self.detached = False
+        self.joined = 0
+        self.tags: tuple[str, ...] | None = None  # None: not known before the load ends
+        self.waits_for: Flight | None = None  # the flight this one's leader waits for now
+        self._wake: list[Callable[[], None]] = []
+
+    def on_landing(self, wake: Callable[[], None]) -> bool:
+        """Have ``wake`` called once landed; True when it already has (then it may be called
+        or not). Appending before looking makes a lost wake-up impossible."""
+        self._wake.append(wake)
+        return self.landed
+
+    def land(
+        self, value: Any = None, error: BaseException | None = None, *, certain: bool = True
+    ) -> None:
+        """Give the result to all who joined; not ``certain``: an invalidation elsewhere may
+        have passed the load by, so only to those who came before it began."""
+        self.value = value
+        self.error = error
+        self.certain = certain
+        self._land()
+
+    def hand_on(self) -> None:
+        """The leader gave up (cancelled, refused): waiters start a new flight."""
+        self.handed = True
+        self._land()
+
+    def _land(self) -> None:
+        self.landed = True
+        while self._wake:
+            try:
+                wake = self._wake.pop()
+            except IndexError:  # another thread took the last one
+                return
+            wake()
+
+
+class FlightTable:
+    """The flights of one world, by key identity (text, or a tuple where a key has no text)."""
+
+    __slots__ = ("_flights", "_lock")
+
+    def __init__(self) -> None:
+        self._flights: dict[Hashable, Flight] = {}
+        # Guards every removal: between "is it still mine" and "pop" nobody may board anew.
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def board(self, ident: Hashable) -> tuple[Flight, bool]:
+        """The flight of a key and whether the caller leads it."""
+        mine = Flight(ident)
+        flight = self._flights.setdefault(ident, mine)
+        return flight, flight is mine
+
+    def leave(self, flight: Flight) -> None:
+        """Take a flight out of the table, if it is still the one there."""
+        with self._lock:
+            if self._flights.get(flight.ident) is flight:
+                del self._flights[flight.ident]
+
+    def detach(self, ident: Hashable) -> None:
+        with self._lock:
+            flight = self._flights.pop(ident, None)
+        if flight is not None:
+            flight.detached = True
+
+    def detach_tagged(self, tags: Iterable[str]) -> None:
+        """Detach flights that carry one of the tags, and those whose tags are not yet known."""
+        wanted = frozenset(tags)
+        for flight in list(self._flights.values()):
+            if flight.tags is None or not wanted.isdisjoint(flight.tags):
+                flight.detached = True
+                self.leave(flight)
+
+    def detach_all(self) -> None:
+        for flight in list(self._flights.values()):
+            flight.detached = True
+            self.leave(flight)
+
+
+# Flights the current context leads, innermost last; child tasks inherit it.
+led: ContextVar[tuple[Flight, ...]] = ContextVar("cachekit_led", default=())
+
+
+def leads(ident: Hashable, table: FlightTable) -> bool:
+    """Whether this context is loading that very key (waiting for it would never end)."""
+    return any(f.ident == ident and not f.landed for f in led.get())
+
+
+def closes_circle(flight: Flight) -> bool:
+    """Whether waiting for ``flight`` would wait for a flight this context leads.
+
+    Follows flight -> what its leader waits for; the graph has one edge a flight, so the walk
+    is as long as the chain of waits."""
+    mine = led.get()
+    seen: set[int] = set()
+    at: Flight | None = flight
+    while at is not None and id(at) not in seen:
+        if any(at is f for f in mine):
+            return True
+        seen.add(id(at))
+        at = at.waits_for
+    return False

@@ -1,0 +1,381 @@
+"""The near tier (L1): live objects, bounded, evicted by S3-FIFO, read without a lock.
+
+The raw dictionaries of the decorated functions *are* this tier: a :class:`Shelf` holds one
+function's (or one instance's) entries, and the generated wrappers look into ``shelf.hot``
+directly. Everything that changes a shelf happens here, under one lock, on the miss.
+
+Freshness inside the process: a fill is refused when its flight was detached, when a writer's
+block stands, or when one of its tags was invalidated after the load began. Code that can run
+while the lock is held (finalisers, ``__eq__`` of a user's key) finds the tier busy and is
+passed by; invalidations that arrive so are carried out before the lock is let go.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+from .entry import INF, Entry, Extra, Verdict, judge
+from .flights import Flight
+from .place import Place, Shelf, Table
+from .policy import Span
+from .s3fifo import S3Fifo
+from .writers import Writers
+
+MAX_TAGS_REMEMBERED = 65_536
+
+
+class Near:
+    """Every shelf of one cache. ``max_weight`` needs a ``weigh`` function of a value.
+
+    ``mapping``: a cachetools cache or any mutable mapping that then decides what stays (its hits
+    take the lock). ``clock`` is monotonic seconds."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        max_entries: int = 100_000,
+        max_weight: float | None = None,
+        weigh: Callable[[Any], float] | None = None,
+        mapping: MutableMapping[Hashable, Any] | None = None,
+    ) -> None:
+        if max_entries < 1:
+            raise ValueError(f"max_entries must be at least 1, got {max_entries}")
+        self.clock = clock
+        self.max_entries = max_entries
+        self.max_weight = max_weight
+        self.weigh = weigh
+        self.mapping = mapping
+        self.lock = threading.RLock()
+        self.live = 0
+        self.weight = 0.0
+        self.seq = 0  # counts tag invalidations
+        self.refused = 0
+        self.writers = Writers(clock)
+        self._floor = 0
+        self._last: dict[str, int] = {}
+        self._texts: dict[str, Entry] = {}
+        self._busy = False
+        self._deferred: list[Callable[[], None]] = []
+        self._garbage: list[Entry] = []
+        self._queue = S3Fifo(max_entries, _is_alive, _fold)
+        self._tables: weakref.WeakSet[Table] = weakref.WeakSet()
+        self.buried: list[Shelf] = []  # shelves of dead instances; emptied at the next fill
+
+    # -- reading: plain, lock-free but for a user's mapping -------------------------------
+
+    def find(self, place: Place) -> tuple[Verdict, Entry | None]:
+        """What is known of a place now, tags checked. Counts nothing."""
+        entry = self._entry(place)
+        if entry is None:
+            return Verdict.MISS, None
+        verdict = judge(entry, self.clock())
+        if verdict is not Verdict.MISS and not self._tags_hold(entry):
+            return Verdict.MISS, None
+        return verdict, entry
+
+    def by_text(self, text: str) -> Place | None:
+        """The place of an indexed text key."""
+        entry = self._texts.get(text)
+        return None if entry is None else Place.of(entry, text)
+
+    def enlist(self, table: Table) -> None:
+        """Make a function's table part of this tier."""
+        with self.lock:
+            self._tables.add(table)
+
+    def all_tables(self) -> list[Table]:
+        with self.lock:
+            return list(self._tables)
+
+    def _entry(self, place: Place) -> Entry | None:
+        if self.mapping is not None:
+            with self._section() as free:
+                if not free:
+                    return None
+                try:
+                    return self.mapping[place.ident]  # type: ignore[no-any-return]  # ours
+                except KeyError:
+                    return None
+        shelf = place.shelf
+        if place.primitive:
+            entry = shelf.hot.get(place.raw)
+            if entry is not None and entry.types == place.types:
+                return entry
+        entry = shelf.side.get(place.typed) if shelf.side else None
+        if entry is None and place.text is not None and (shelf.table.indexed or not place.primitive):
+            entry = self._texts.get(place.text)
+        return entry
+
+    def _tags_hold(self, entry: Entry) -> bool:
+        extra = entry.extra
+        if extra is None or not extra.tags:
+            return True
+        epoch = entry.shelf.table.epoch
+        if entry.epoch is epoch and epoch is not None:
+            return True
+        last, floor = self._last, self._floor
+        if extra.seq < floor:
+            return False
+        for tag in extra.tags:
+            if last.get(tag, 0) > extra.seq:
+                return False
+        # The epoch read before the check: an invalidation in between leaves it outdated.
+        entry.epoch = epoch
+        return True
+
+    # -- filling --------------------------------------------------------------------------
+
+    def store(
+        self,
+        place: Place,
+        value: Any,
+        span: Span,
+        *,
+        tags: tuple[str, ...] = (),
+        seq: int = 0,
+        flight: Flight | None = None,
+        writer: object | None = None,
+    ) -> bool:
+        """Keep a value, or refuse: flight detached, block in the way, tag moved, too heavy.
+
+        ``seq`` is ``self.seq`` from before the load or write; ``writer`` fills over its own
+        block if it was alone."""
+        weight = self.weigh(value) if self.weigh is not None else 0.0
+        with self._section() as free:
+            if not free:
+                return False
+            if (
+                (flight is not None and flight.detached)
+                or not self.writers.may_fill(place.ident, writer)
+                or (tags and self._moved(tags, seq))
+            ):
+                self.refused += 1
+                return False
+            if self.max_weight is not None and weight > self.max_weight:
+                self._kill(place)
+                return False
+            if self.buried:
+                self._bury()
+            self._put(place, value, span, tags, seq, weight)
+            return True
+
+    def _moved(self, tags: tuple[str, ...], seq: int) -> bool:
+        if seq < self._floor:
+            return True
+        return any(self._last.get(tag, 0) > seq for tag in tags)
+
+    def _put(
+        self,
+        place: Place,
+        value: Any,
+        span: Span,
+        tags: tuple[str, ...],
+        seq: int,
+        weight: float,
+    ) -> None:
+        now = self.clock()
+        deadline = now + span.fresh
+        shelf = place.shelf
+        table = shelf.table
+        # A key of other than primitive types can not be read back from its text.
+        text = place.text if table.indexed or not place.primitive else None
+        extra = None
+        if tags or text is not None or weight or span.kept != span.fresh:
+            extra = Extra(now + span.kept, tags, seq, weight, text)
+        old = self._entry(place)
+        if old is not None and old.shelf is shelf and self.mapping is None:
+            # In place: the entry keeps its turn in the queue.
+            if old.extra is not None:
+                self.weight -= old.extra.weight
+            old.value, old.extra, old.epoch, old.deadline = value, extra, table.epoch, deadline
+        else:
+            if old is not None:
+                self._remove(old)
+            if self.mapping is None:
+                self._make_room(1, weight)
+            hot = place.primitive and place.raw not in shelf.hot
+            key = place.raw if hot else place.typed
+            entry = Entry(value, deadline, key, place.types if hot else None, shelf, table.epoch)
+            entry.extra = extra
+            if self.mapping is not None:
+                self.mapping[place.ident] = entry
+                return
+            if hot:
+                shelf.hot[key] = entry
+            else:
+                shelf.side[key] = entry
+            if text is not None:
+                self._texts[text] = entry
+            self.live += 1
+            self._queue.add(entry)
+        self.weight += weight
+        if self.max_weight is not None:
+            self._make_room(0, 0.0)
+
+    def _make_room(self, entries: int, weight: float) -> None:
+        while self.live + entries > self.max_entries or (
+            self.max_weight is not None and self.weight + weight > self.max_weight
+        ):
+            entry = self._queue.evict()
+            if entry is None:
+                return
+            entry.shelf.table.tally.evictions += 1
+            self._remove(entry)
+        if len(self._queue) > 2 * self.live + 64:
+            self._queue.sweep()
+
+    # -- killing --------------------------------------------------------------------------
+
+    def kill(self, places: Iterable[Place]) -> None:
+        """Invalidate: the entries go, blocks become contested. Final when this returns."""
+        with self._section() as free:
+            if not free:
+                kept = list(places)
+                self._deferred.append(lambda: self.kill(kept))
+                return
+            for place in places:
+                self.writers.contest(place.ident)
+                self._kill(place)
+
+    def kill_tags(self, tags: Iterable[str]) -> None:
+        """Invalidate every entry that carries one of the tags: O(number of functions)."""
+        with self._section() as free:
+            if not free:
+                kept = list(tags)
+                self._deferred.append(lambda: self.kill_tags(kept))
+                return
+            self.seq += 1
+            for tag in tags:
+                self._last.pop(tag, None)
+                self._last[tag] = self.seq
+                for table in self._tables:
+                    if table.may_carry(tag):
+                        table.move_epoch()
+            if len(self._last) > MAX_TAGS_REMEMBERED:
+                for tag in list(self._last)[: MAX_TAGS_REMEMBERED // 2]:
+                    self._floor = max(self._floor, self._last.pop(tag))
+
+    def kill_table(self, table: Table) -> None:
+        """Drop all entries of one function."""
+        with self._section() as free:
+            if not free:
+                self._deferred.append(lambda: self.kill_table(table))
+                return
+            for shelf in table.shelves():
+                self._empty(shelf)
+            if self.mapping is not None:
+                for key, entry in list(self.mapping.items()):
+                    if entry.shelf.table is table:
+                        self.mapping.pop(key, None)
+
+    def clear(self) -> None:
+        """Drop everything; blocks become contested."""
+        with self._section() as free:
+            if not free:
+                self._deferred.append(self.clear)
+                return
+            self.seq += 1
+            self._floor = self.seq
+            self.writers.contest_all()
+            if self.mapping is not None:
+                self.mapping.clear()
+            for table in list(self._tables):
+                for shelf in table.shelves():
+                    self._empty(shelf)
+                table.move_epoch()
+            self._texts.clear()
+            self._queue.clear()
+            self.live = 0
+            self.weight = 0.0
+
+    def seize(self, places: Iterable[Place], writer: object, lease: float) -> None:
+        """Block the places for a writer: their entries go, and no load may fill them."""
+        with self._section() as free:
+            for place in places:
+                self.writers.seize([place.ident], writer, lease)
+                if free:
+                    self._kill(place)
+                else:
+                    self._deferred.append(lambda place=place: self.kill([place]))  # type: ignore[misc]  # lambda default
+
+    def end(self, places: Iterable[Place], writer: object) -> None:
+        """The writer is done with the places."""
+        with self.lock:
+            self.writers.end([place.ident for place in places], writer)
+
+    def postpone(self, place: Place, seconds: float) -> None:
+        """Serve a stale value as if fresh for a while: its refresh failed, the source may rest."""
+        with self._section() as free:
+            entry = self._entry(place) if free else None
+            if entry is not None and entry.deadline != -INF and entry.extra is not None:
+                entry.deadline = min(self.clock() + seconds, entry.extra.expires)
+
+    def _kill(self, place: Place) -> None:
+        entry = self._entry(place)
+        if entry is not None:
+            if self.mapping is not None:
+                self.mapping.pop(place.ident, None)
+            entry.deadline = -INF
+            if self.mapping is None:
+                self._remove(entry)
+
+    def _remove(self, entry: Entry) -> None:
+        shelf = entry.shelf
+        home = shelf.hot if entry.types is not None else shelf.side
+        if home.get(entry.key) is entry:
+            del home[entry.key]
+        entry.deadline = -INF
+        extra = entry.extra
+        if extra is not None:
+            self.weight -= extra.weight
+            if extra.text is not None and self._texts.get(extra.text) is entry:
+                del self._texts[extra.text]
+        self.live -= 1
+        shelf.table.tally.hits += entry.uses
+        entry.uses = 0.0
+        self._garbage.append(entry)
+
+    def _empty(self, shelf: Shelf) -> None:
+        for home in (shelf.hot, shelf.side):
+            for entry in list(home.values()):
+                self._remove(entry)
+
+    def _bury(self) -> None:
+        while self.buried:
+            self._empty(self.buried.pop())
+
+    # -- the lock -------------------------------------------------------------------------
+
+    @contextmanager
+    def _section(self) -> Iterator[bool]:
+        """The lock, and whether the tier is free (False: entered again by the same thread)."""
+        with self.lock:
+            if self._busy:
+                yield False
+                return
+            self._busy = True
+            try:
+                yield True
+            finally:
+                self._busy = False
+                garbage, self._garbage = self._garbage, []
+        # Values die outside the lock: their finalisers may call anything.
+        del garbage
+        while self._deferred:
+            try:
+                self._deferred.pop(0)()
+            except IndexError:
+                return
+
+
+def _is_alive(entry: Entry) -> bool:
+    return entry.deadline != -INF
+
+
+def _fold(entry: Entry, hits: float) -> None:
+    entry.shelf.table.tally.hits += hits

@@ -1,0 +1,119 @@
+"""Key and tag templates: ``"user:{user.id}"``, compiled once and checked at decoration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any, Final
+
+from ..errors import ConfigurationError
+from . import keys
+
+_FIELD: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*|\[[^\[\]{}'\"\\]+\])*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """``literals[0] field[0] literals[1] field[1] ... literals[-1]``.
+
+    ``fields`` are Python expressions over parameter names; ``plain`` says that no field has a
+    conversion or a format spec, so that the fields' values alone are the identity."""
+
+    text: str
+    literals: tuple[str, ...]
+    fields: tuple[str, ...]
+    shapes: tuple[tuple[str, str], ...]  # per field: conversion, format spec
+    plain: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that the fields start from."""
+        return tuple(re.split(r"[.\[]", field, maxsplit=1)[0] for field in self.fields)
+
+    def key(self, values: tuple[Any, ...], owner: str) -> str:
+        """The text key of these field values (typed: 7 and "7" differ)."""
+        if self.plain:
+            return self._join(keys.named(keys.bare, values, self.fields, owner))
+        return self._join(
+            [
+                keys.bare(value) if shape == ("", "") else _shaped(value, *shape)
+                for value, shape in zip(values, self.shapes, strict=True)
+            ]
+        )
+
+    def label(self, values: tuple[Any, ...]) -> str:
+        """The tag of these field values: plain ``str.format`` rules."""
+        return self._join(
+            [_shaped(value, *shape) for value, shape in zip(values, self.shapes, strict=True)]
+        )
+
+    def may_give(self, text: str) -> bool:
+        """Whether some values could give this text; True when in doubt."""
+        return text.startswith(self.literals[0]) and text.endswith(self.literals[-1])
+
+    def _join(self, encoded: list[str]) -> str:
+        parts = [self.literals[0]]
+        for value, after in zip(encoded, self.literals[1:], strict=True):
+            parts.append(value)
+            parts.append(after)
+        return "".join(parts)
+
+
+def _shaped(value: Any, conversion: str, spec: str) -> str:
+    if conversion == "r":
+        value = repr(value)
+    elif conversion == "a":
+        value = ascii(value)
+    elif conversion == "s":
+        value = str(value)
+    return format(value, spec)
+
+
+def compile_template(text: str, known: Collection[str] | None, what: str) -> Template:
+    """Parse a template; with ``known`` parameter names, refuse a field that is none of them.
+
+    Raises ConfigurationError with the offending field and what is known."""
+    keys.check_text(text, what)
+    literals = [""]
+    fields: list[str] = []
+    shapes: list[tuple[str, str]] = []
+    try:
+        parsed = list(Formatter().parse(text))
+    except ValueError as error:
+        raise ConfigurationError(f"{what} {text!r}: {error}") from None
+    for before, field, spec, conversion in parsed:
+        literals[-1] += before
+        if field is None:
+            continue
+        if not _FIELD.match(field):
+            raise ConfigurationError(
+                f"{what} {text!r}: field {{{field}}} must be a parameter name, "
+                "with .attribute or [key] behind it"
+            )
+        if spec and "{" in spec:
+            raise ConfigurationError(f"{what} {text!r}: nested fields are not supported")
+        fields.append(_expression(field))
+        shapes.append((conversion or "", spec or ""))
+        literals.append("")
+    template = Template(
+        text, tuple(literals), tuple(fields), tuple(shapes), all(s == ("", "") for s in shapes)
+    )
+    if known is not None:
+        for name in template.names:
+            if name not in known:
+                raise ConfigurationError(
+                    f"{what} {text!r}: no parameter {name!r}; known: {', '.join(known) or 'none'}"
+                )
+    return template
+
+
+def _expression(field: str) -> str:
+    """``d[key]`` as str.format reads it (an unquoted string, or an index) as Python reads it."""
+
+    def index(match: re.Match[str]) -> str:
+        inner = match.group(1)
+        return f"[{inner}]" if inner.isdigit() else f"[{inner!r}]"
+
+    return re.sub(r"\[([^\[\]]+)\]", index, field)
