@@ -1,0 +1,395 @@
+"""Slots for a store that can only get, set and delete: tokens and blocks live in this process.
+
+No step waits for another and no lock is held over an await, so one :class:`Table` serves
+threads and any number of event loops at once. A step decides in the table, does its I/O, and
+then decides again: every record carries the sequence number of its write, a write is *in
+doubt* from before its I/O until the second decision *settles* it, and a record in doubt reads
+as absent. A write overtaken in between (by a void, a put, a block) is never settled; nor is
+one whose I/O failed or was cancelled, however late it lands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
+
+from ..core.deadline import Deadline
+from ..errors import BackendError, BackendTimeout
+from ..protocols import TOKEN_BYTES, Grant, Item, Nonces, Reading, Slot
+from .holds import Holds
+
+T = TypeVar("T")
+
+DOUBTS = 4096
+STRIPES = 1024
+KEY_BYTES = 230
+
+_MAGIC = b"\xc5LS1"
+_HEADER = struct.Struct(f">4s16sQ{TOKEN_BYTES}s")  # magic, table, sequence, stamp
+
+
+class PlainStore(Protocol):
+    """What :class:`LocalSlots` needs of a store."""
+
+    async def get_many(self, keys: Sequence[str], deadline: Deadline) -> list[bytes | None]: ...
+
+    async def set_many(self, items: Sequence[Item], deadline: Deadline) -> None: ...
+
+    async def delete_many(self, keys: Sequence[str], deadline: Deadline) -> None: ...
+
+
+class _Creation:
+    """A nonce being created, shared by all who found it missing, so that they agree."""
+
+    __slots__ = ("nonce", "users")
+
+    def __init__(self, nonce: bytes) -> None:
+        self.nonce = nonce
+        self.users = 0
+
+
+class _Record(NamedTuple):
+    stamp: bytes
+    data: bytes
+
+
+class Table:
+    """This process's side of one backend's slots, shared by its stores of every world.
+
+    Bounded: holds end with their leases; of writes in doubt only the newest ``DOUBTS`` are
+    known one by one, everything older that this table wrote reads as absent.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.holds = Holds(clock)
+        self.creations: dict[str, _Creation] = {}
+        self._sequence = 0
+        self._floor = 0
+        self._doubts: dict[int, None] = {}
+        self._moves = [0] * STRIPES
+        self._renew()
+        _tables.add(self)
+
+    def _renew(self) -> None:
+        # A forked child: another thread may have held the lock, and two processes must not
+        # number their writes alike.
+        self.lock = threading.RLock()
+        self.ident = os.urandom(16)
+
+    def begin(self) -> int:
+        """The number of a new write, in doubt."""
+        with self.lock:
+            self._sequence += 1
+            self._doubts[self._sequence] = None
+            if len(self._doubts) > DOUBTS:
+                self._floor = next(iter(self._doubts))
+                del self._doubts[self._floor]
+            return self._sequence
+
+    def settle(self, name: str, sequence: int) -> None:
+        """End a write's doubt: it stands from now on, or is known to be gone."""
+        with self.lock:
+            self._doubts.pop(sequence, None)
+            self._moves[hash(name) % STRIPES] += 1
+
+    def moves(self, names: Sequence[str]) -> list[int]:
+        with self.lock:
+            return [self._moves[hash(name) % STRIPES] for name in names]
+
+    def pack(self, sequence: int, stamp: bytes, data: bytes) -> bytes:
+        return _HEADER.pack(_MAGIC, self.ident, sequence, stamp) + data
+
+    def unpack(self, raw: bytes | None) -> _Record | None:
+        """The record, None where it is missing, foreign or in doubt."""
+        if raw is None or len(raw) < _HEADER.size:
+            return None
+        magic, ident, sequence, stamp = _HEADER.unpack_from(raw)
+        if magic != _MAGIC:
+            return None
+        if ident == self.ident and (sequence <= self._floor or sequence in self._doubts):
+            return None
+        return _Record(stamp, raw[_HEADER.size :])
+
+
+class LocalSlots:
+    """``Slots`` over any store with ``get_many``, ``set_many`` and ``delete_many``.
+
+    Within one process the whole contract holds, for threads and tasks alike, if every store
+    of one backend gets the same ``table``. Now and then a race costs an entry (a miss), and
+    while a write is under way its key may read as absent or taken.
+
+    Across processes sharing the data it promises *less*: an invalidation removes the entry,
+    but a load that began earlier in another process can put the old value back; leases and
+    blocks are not seen there; two processes may create a tag's nonce twice (a miss). Use a
+    backend with slots of its own where that matters.
+
+    Its records lie beside the store's plain ones, under ``~slot:``, ``~tag:`` and ``~space``:
+    no plain key may begin so. A name longer than 230 bytes ends in a hash.
+    """
+
+    def __init__(
+        self, store: PlainStore, *, table: Table | None = None, name: str = "local slots"
+    ) -> None:
+        self._store = store
+        self._table = Table() if table is None else table
+        self._name = name
+
+    async def read(self, keys: Sequence[str], tags: Sequence[str], deadline: Deadline) -> Reading:
+        def see(records: list[_Record | None]) -> Reading:
+            slots = [self._slot(key, record) for key, record in zip(keys, records, strict=False)]
+            found = [None if record is None else record.stamp for record in records[len(keys) :]]
+            return Reading(slots, found[:1] * len(keys), found[1:])
+
+        names = [*(_name("slot", key) for key in keys), _SPACE, *(_name("tag", t) for t in tags)]
+        return await self._look(names, deadline, see)
+
+    async def acquire(
+        self,
+        key: str,
+        token: bytes,
+        lease: float,
+        deadline: Deadline,
+        *,
+        over: bytes = b"",
+        keep: bool = False,
+    ) -> Grant:
+        holds = self._table.holds
+
+        def decide(records: list[_Record | None]) -> Grant:
+            slot = self._slot(key, records[0])
+            granted = holds.may_acquire(slot, over, keep)
+            if granted:
+                holds.grant(key, token, lease)
+            return Grant(granted, slot)
+
+        name = _name("slot", key)
+        grant = await self._look([name], deadline, decide)
+        if grant.granted and grant.slot.data is not None and not keep:
+            await self._store.delete_many([name], deadline)
+        return grant
+
+    async def renew(self, key: str, token: bytes, lease: float, deadline: Deadline) -> bool:
+        self._check(deadline, "renew", key)
+        with self._table.lock:
+            return self._table.holds.renew(key, token, lease)
+
+    async def fill(
+        self, key: str, token: bytes, data: bytes, ttl: float | None, deadline: Deadline
+    ) -> bool:
+        self._check(deadline, "fill", key)
+        holds = self._table.holds
+        with self._table.lock:
+            if not holds.is_mine(key, token):
+                return False
+        return await self._write_entry(
+            key, token, data, ttl, deadline, lambda: holds.is_mine(key, token)
+        )
+
+    async def release(self, key: str, token: bytes, deadline: Deadline) -> None:
+        self._check(deadline, "release", key)
+        with self._table.lock:
+            self._table.holds.release(key, token)
+
+    async def put(
+        self, key: str, stamp: bytes, data: bytes, ttl: float | None, deadline: Deadline
+    ) -> bool:
+        self._check(deadline, "put", key)
+        holds = self._table.holds
+        with self._table.lock:
+            if holds.contest(key):
+                return False
+            # The put stands as a token meanwhile: whatever overtakes it removes that.
+            holds.grant(key, stamp, deadline.left() + 1.0)
+        try:
+            await self._write_entry(
+                key, stamp, data, ttl, deadline, lambda: holds.is_mine(key, stamp)
+            )
+        finally:
+            with self._table.lock:
+                holds.release(key, stamp)
+        return True  # overtaken is stored and then replaced
+
+    async def void(self, keys: Sequence[str], deadline: Deadline) -> None:
+        self._check(deadline, "void")
+        with self._table.lock:
+            doomed = [key for key in keys if not self._table.holds.contest(key)]
+        await self._delete("slot", doomed, deadline)
+
+    async def seize(
+        self, keys: Sequence[str], writer: bytes, lease: float, deadline: Deadline
+    ) -> None:
+        self._check(deadline, "seize")
+        with self._table.lock:
+            for key in keys:
+                self._table.holds.seize(key, writer, lease)
+        await self._delete("slot", keys, deadline)
+
+    async def commit(
+        self, key: str, writer: bytes, data: bytes, ttl: float | None, deadline: Deadline
+    ) -> bool:
+        self._check(deadline, "commit", key)
+        holds = self._table.holds
+        with self._table.lock:
+            alone = holds.is_alone(key, writer)
+        if alone and await self._write_entry(
+            key, writer, data, ttl, deadline, lambda: holds.is_alone(key, writer)
+        ):
+            return True
+        await self.end([key], writer, deadline)
+        return False
+
+    async def end(self, keys: Sequence[str], writer: bytes, deadline: Deadline) -> None:
+        self._check(deadline, "end")
+        with self._table.lock:
+            doomed = [key for key in keys if not self._table.holds.end(key, writer)]
+        await self._delete("slot", doomed, deadline)
+
+    async def nonces(
+        self,
+        keys: Sequence[str],
+        tags: Sequence[str],
+        fresh: Callable[[], bytes],
+        ttl: float | None,
+        deadline: Deadline,
+    ) -> Nonces:
+        space = [await self._nonce(_SPACE, fresh, None, deadline)] if keys else []
+        found = [await self._nonce(_name("tag", tag), fresh, ttl, deadline) for tag in tags]
+        return Nonces([*space * len(keys)], [*found])
+
+    async def drop_tags(self, tags: Sequence[str], deadline: Deadline) -> None:
+        await self._drop([_name("tag", tag) for tag in tags], deadline)
+
+    async def drop_space(self, deadline: Deadline) -> None:
+        await self._drop([_SPACE], deadline)
+
+    def _slot(self, key: str, record: _Record | None) -> Slot:
+        stamp, data = (None, None) if record is None else record
+        return self._table.holds.slot(key, stamp, data)
+
+    async def _look(
+        self, names: Sequence[str], deadline: Deadline, decide: Callable[[list[_Record | None]], T]
+    ) -> T:
+        """Read the records and decide on them, locked, as if both were one step."""
+        table = self._table
+        while True:
+            self._check(deadline, "read")
+            before = table.moves(names)
+            raw = await self._store.get_many(names, deadline)
+            with table.lock:
+                # A write settled meanwhile: what was read may be older than the holds.
+                if table.moves(names) == before:
+                    return decide([table.unpack(record) for record in raw])
+
+    async def _write_entry(
+        self,
+        key: str,
+        stamp: bytes,
+        data: bytes,
+        ttl: float | None,
+        deadline: Deadline,
+        stands: Callable[[], bool],
+    ) -> bool:
+        """Store the entry; it replaces the hold if that still ``stands`` afterwards."""
+        name = _name("slot", key)
+        sequence = await self._write(name, stamp, data, ttl, deadline)
+        with self._table.lock:
+            if stands():
+                self._table.holds.drop(key)
+                self._table.settle(name, sequence)
+                return True
+        await self._undo(name, sequence, deadline)
+        return False
+
+    async def _write(
+        self, name: str, stamp: bytes, data: bytes, ttl: float | None, deadline: Deadline
+    ) -> int:
+        sequence = self._table.begin()
+        record = self._table.pack(sequence, stamp, data)
+        await self._store.set_many([Item(name, record, ttl)], deadline)
+        return sequence
+
+    async def _undo(self, name: str, sequence: int, deadline: Deadline) -> None:
+        try:
+            await self._store.delete_many([name], deadline)
+        except BackendError:
+            return  # it stays in doubt, and so unreadable
+        self._table.settle(name, sequence)
+
+    async def _delete(self, kind: str, keys: Sequence[str], deadline: Deadline) -> None:
+        if keys:
+            await self._store.delete_many([_name(kind, key) for key in keys], deadline)
+
+    async def _nonce(
+        self, name: str, fresh: Callable[[], bytes], ttl: float | None, deadline: Deadline
+    ) -> bytes:
+        table = self._table
+
+        def find_or_join(records: list[_Record | None]) -> bytes | _Creation:
+            if records[0] is not None:
+                return records[0].stamp
+            creation = table.creations.get(name)
+            if creation is None:
+                creation = table.creations[name] = _Creation(fresh())
+            creation.users += 1
+            return creation
+
+        while True:
+            found = await self._look([name], deadline, find_or_join)
+            if isinstance(found, bytes):
+                return found
+            try:
+                sequence = await self._write(name, found.nonce, b"", ttl, deadline)
+                with table.lock:
+                    if table.creations.get(name) is found:
+                        table.settle(name, sequence)
+                        return found.nonce
+                await self._undo(name, sequence, deadline)  # dropped meanwhile
+            finally:
+                with table.lock:
+                    found.users -= 1
+                    if not found.users and table.creations.get(name) is found:
+                        del table.creations[name]
+
+    async def _drop(self, names: Sequence[str], deadline: Deadline) -> None:
+        self._check(deadline, "drop")
+        with self._table.lock:
+            for name in names:
+                self._table.creations.pop(name, None)
+        if names:
+            await self._store.delete_many(names, deadline)
+
+    def _check(self, deadline: Deadline, operation: str, key: str | None = None) -> None:
+        if deadline.passed():
+            raise BackendTimeout(
+                f"{self._name}: the deadline passed before {operation}",
+                backend=self._name,
+                operation=operation,
+                key=key,
+            )
+
+
+_SPACE = "~space"
+
+
+def _name(kind: str, key: str) -> str:
+    name = f"~{kind}:{key}"
+    if len(name) <= KEY_BYTES:
+        return name
+    return f"~{kind}#{hashlib.blake2b(key.encode(), digest_size=32).hexdigest()}"
+
+
+_tables: weakref.WeakSet[Table] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for table in list(_tables):
+        table._renew()
+
+
+os.register_at_fork(after_in_child=_after_fork)

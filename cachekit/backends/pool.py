@@ -1,0 +1,162 @@
+"""A bounded pool of connections for blocking drivers, safe for threads and across fork."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from ..core.deadline import Deadline
+
+C = TypeVar("C")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Pool(Generic[C]):
+    """At most ``limit`` connections of one kind, each used by one thread at a time.
+
+    A connection whose use raised anything at all is thrown away, never given out again. Before
+    an idle one is used, ``ready`` says whether it still is. After fork the child starts empty:
+    it ``abandon``s the parent's idle connections (default: close them).
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[Deadline], C],
+        close: Callable[[C], None],
+        *,
+        limit: int,
+        ready: Callable[[C, Deadline], bool],
+        abandon: Callable[[C], None] | None = None,
+    ) -> None:
+        self._connect = connect
+        self._close = close
+        self._limit = limit
+        self._ready = ready
+        self._abandon = abandon or close
+        self._free = threading.Condition(threading.Lock())
+        self._idle: list[C] = []
+        self._open = 0
+        self._waiting = 0
+        self._turn = 0  # moved by close: connections of an earlier turn do not come back
+        self._closed = False
+        _pools.add(self)
+
+    def use(
+        self,
+        deadline: Deadline,
+        step: Callable[Concatenate[C, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """What ``step`` answers. Raises TimeoutError when no connection became free in time."""
+        turn = self._turn
+        try:
+            # list.pop and list.append are atomic: the usual way takes no lock.
+            connection = self._idle.pop()
+        except IndexError:
+            connection, turn = self._other(deadline)
+        else:
+            if not self._ready(connection, deadline):
+                self._drop(connection, turn)
+                connection, turn = self._other(deadline)
+        try:
+            answer = step(connection, *args, **kwargs)
+        except BaseException:
+            self._drop(connection, turn)
+            raise
+        self._give(connection, turn)
+        return answer
+
+    def close(self) -> None:
+        """Close the idle connections now and those in use when they come back.
+
+        A call that comes later still works, with a connection for itself alone."""
+        with self._free:
+            self._closed = True
+            self._turn += 1
+            idle, self._idle = self._idle, []
+            self._open = 0
+            self._free.notify_all()
+        for connection in idle:
+            self._close(connection)
+
+    def _other(self, deadline: Deadline) -> tuple[C, int]:
+        """A ready connection by the slow way: a new one, or the next that comes free."""
+        while True:
+            with self._free:
+                turn = self._turn
+                connection = self._idle.pop() if self._idle else None
+                if connection is None and self._open < self._limit:
+                    self._open += 1
+                    break
+                if connection is None:
+                    self._wait(deadline)
+                    continue
+            if self._ready(connection, deadline):
+                return connection, turn
+            self._drop(connection, turn)
+        try:
+            return self._connect(deadline), turn
+        except BaseException:
+            self._leave(turn)
+            raise
+
+    def _wait(self, deadline: Deadline) -> None:
+        self._waiting += 1
+        try:
+            # A connection given back before the line above told nobody.
+            left = deadline.left()
+            if not self._idle and (not left or not self._free.wait(left)):
+                raise TimeoutError("every connection is in use")
+        finally:
+            self._waiting -= 1
+
+    def _give(self, connection: C, turn: int) -> None:
+        if turn != self._turn or self._closed:
+            self._drop(connection, turn)
+            return
+        idle = self._idle
+        idle.append(connection)
+        if turn != self._turn:
+            # Closed in this very moment: who gets it out of the list closes it.
+            with contextlib.suppress(ValueError):
+                idle.remove(connection)
+                self._drop(connection, turn)
+        elif self._waiting:
+            with self._free:
+                self._free.notify()
+
+    def _drop(self, connection: C, turn: int) -> None:
+        self._leave(turn)
+        self._close(connection)
+
+    def _leave(self, turn: int) -> None:
+        with self._free:
+            if turn == self._turn:
+                self._open -= 1
+                self._free.notify()
+
+    def _after_fork(self) -> None:
+        self._free = threading.Condition(threading.Lock())  # the parent may have held it
+        inherited, self._idle = self._idle, []
+        self._open = self._waiting = 0
+        self._turn += 1
+        for connection in inherited:
+            self._abandon(connection)
+
+
+_pools: weakref.WeakSet[Pool[Any]] = weakref.WeakSet()
+
+
+def _child() -> None:
+    for pool in list(_pools):
+        pool._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_child)

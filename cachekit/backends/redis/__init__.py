@@ -1,0 +1,5 @@
+"""Redis, Valkey, Sentinel and Cluster as one backend."""
+
+from .backend import RedisBackend
+
+__all__ = ["RedisBackend"]

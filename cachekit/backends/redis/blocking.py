@@ -1,0 +1,309 @@
+"""The wire of the thread world: a bounded pool of sockets per server, used one caller at a time.
+
+redis-py's connections time each ``recv`` by itself, so that a server which drips bytes can hold
+a caller for ever; here every wait on the socket is cut to what is left of the one deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+from .resolve import resolve
+from .wire import (
+    NOT_ENOUGH,
+    Address,
+    Batch,
+    Command,
+    Login,
+    ProtocolViolation,
+    Reply,
+    closes,
+    new_reader,
+    pack,
+    remaining,
+)
+
+READ_SIZE = 65536
+
+
+class Connection:
+    """One logged-in socket. After any exception it must be closed, never used again."""
+
+    __slots__ = ("_buffer", "_pending", "_poll", "_reader", "_socket")
+
+    def __init__(self, address: Address, login: Login, until: float) -> None:
+        self._socket = _dial(address, login, until)
+        try:
+            # Waiting is by poll alone: a socket with a timeout would poll once more per call.
+            self._socket.setblocking(False)
+            self._reader: Any = new_reader()
+            self._buffer = bytearray(READ_SIZE)
+            # TLS may hold decrypted bytes that the kernel knows nothing of
+            self._pending: Callable[[], int] | None = getattr(self._socket, "pending", None)
+            poller = select.poll()
+            poller.register(self._socket, select.POLLIN)
+            self._poll = poller.poll
+            if login.greeting:
+                self.send(pack(login.greeting), until)
+                login.check(self.receive(len(login.greeting), until))
+        except BaseException:
+            self.close()
+            raise
+
+    def send(self, data: bytes, until: float) -> None:
+        view: Any = data
+        while True:
+            try:
+                sent = self._socket.send(view)
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                self._wait(select.POLLOUT, until)
+                continue
+            except ssl.SSLWantReadError:
+                self._wait(select.POLLIN, until)
+                continue
+            if sent == len(view):
+                return
+            view = memoryview(view)[sent:]
+
+    def receive(self, count: int, until: float) -> list[Reply]:
+        reader, sock, buffer = self._reader, self._socket, self._buffer
+        replies: list[Reply] = []
+        while True:
+            if self._pending is None or not self._pending():
+                left = until - monotonic()
+                if left <= 0 or not self._poll(left * 1000 + 1):
+                    raise TimeoutError("the server did not answer before the call's deadline")
+            try:
+                size = sock.recv_into(buffer)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                continue
+            except ssl.SSLWantWriteError:
+                self._wait(select.POLLOUT, until)
+                continue
+            if size == 0:
+                raise ConnectionResetError("the server closed the connection")
+            reader.feed(buffer, 0, size)
+            while (reply := reader.gets()) is not NOT_ENOUGH:
+                replies.append(reply)
+                if len(replies) == count:
+                    if reader.has_data():
+                        raise ProtocolViolation("the server sent more replies than commands")
+                    return replies
+
+    def _wait(self, event: int, until: float) -> None:
+        poller = select.poll()
+        poller.register(self._socket, event)
+        if not poller.poll(remaining(until) * 1000 + 1):
+            raise TimeoutError("the server did not take the command before the call's deadline")
+
+    def is_quiet(self) -> bool:
+        """False when the peer has closed, or has sent what nobody asked for."""
+        if self._pending is not None and self._pending():
+            return False
+        return not self._poll(0)
+
+    def close(self) -> None:
+        # close() only gives the descriptor back: in a forked child it does not touch the
+        # parent's session (no QUIT, no shutdown, no TLS close-notify)
+        self._socket.close()
+
+
+def _dial(address: Address, login: Login, until: float) -> socket.socket:
+    if address.port == 0:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        return _connect(sock, address.host, login, address, until)
+    last: OSError | None = None
+    for family, target in resolve(address, until):
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            return _connect(sock, target, login, address, until)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            last = error
+    raise last or ConnectionError(f"{address.host} has no address")
+
+
+def _connect(
+    sock: socket.socket, target: Any, login: Login, address: Address, until: float
+) -> socket.socket:
+    try:
+        sock.settimeout(remaining(until))
+        sock.connect(target)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if login.tls is not None:
+            context = login.tls.context
+            sock.settimeout(remaining(until))
+            sock = context.wrap_socket(sock, server_hostname=address.host)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+class Pool:
+    """At most ``limit`` connections to one server; the one given back last is taken first.
+
+    The usual take and give are one operation on a list each, atomic by themselves; the lock is
+    for those that open, throw away or wait."""
+
+    def __init__(self, address: Address, login: Login) -> None:
+        self._address = address
+        self._login = login
+        self._idle: list[Connection] = []
+        self._changed = threading.Condition()
+        self._open = 0
+        self._waiting = 0
+        self._closed = False
+
+    def take(self, until: float) -> Connection:
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                found = self._wait(until)
+                if found is None:
+                    break
+                connection = found
+            if connection.is_quiet():
+                return connection
+            self.discard(connection)
+        try:
+            return Connection(self._address, self._login, until)
+        except BaseException:
+            self._forget_one()
+            raise
+
+    def _wait(self, until: float) -> Connection | None:
+        """An idle connection, or None for the right to open one."""
+        with self._changed:
+            self._waiting += 1  # before looking again: who gives back from here on will notify
+            try:
+                while True:
+                    if self._idle:
+                        try:
+                            return self._idle.pop()
+                        except IndexError:
+                            continue
+                    if self._open < self._login.max_connections:
+                        self._open += 1
+                        return None
+                    if not self._changed.wait(remaining(until)):
+                        raise TimeoutError("no connection of the pool came free in time")
+            finally:
+                self._waiting -= 1
+
+    def give(self, connection: Connection) -> None:
+        self._idle.append(connection)
+        if self._waiting:
+            with self._changed:
+                self._changed.notify()
+        if self._closed:
+            self.close()
+
+    def discard(self, connection: Connection) -> None:
+        connection.close()
+        self._forget_one()
+
+    def _forget_one(self) -> None:
+        with self._changed:
+            self._open -= 1
+            self._changed.notify()
+
+    def close(self) -> None:
+        self._closed = True
+        while True:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                return
+
+
+class BlockingWire:
+    """Safe to use from any thread, and in a forked child (which opens its own connections)."""
+
+    def __init__(self, login: Login) -> None:
+        self._login = login
+        self._pools: dict[Address, Pool] = {}
+        self._pid = os.getpid()
+
+    def _pool(self, address: Address) -> Pool:
+        if os.getpid() != self._pid:
+            pools, self._pools, self._pid = self._pools, {}, os.getpid()
+            for pool in pools.values():
+                pool.close()
+        pool_ = self._pools.get(address)
+        if pool_ is None:
+            pool_ = self._pools.setdefault(address, Pool(address, self._login))
+        return pool_
+
+    async def call(
+        self, address: Address, commands: Sequence[Command], until: float
+    ) -> list[Reply]:
+        packed = pack(commands)
+        pool = self._pool(address)
+        connection = pool.take(until)
+        try:
+            connection.send(packed, until)
+            replies = connection.receive(len(commands), until)
+        except BaseException:
+            pool.discard(connection)
+            raise
+        if closes(replies):
+            pool.discard(connection)
+        else:
+            pool.give(connection)
+        return replies
+
+    async def call_many(
+        self, batches: Sequence[Batch], until: float
+    ) -> list[list[Reply] | Exception]:
+        results: list[list[Reply] | Exception] = [[] for _ in batches]
+        held: list[tuple[int, Pool, Connection]] = []
+        try:
+            # In one order everywhere: two callers can not wait for each other's connections.
+            for i in sorted(range(len(batches)), key=lambda i: batches[i][0]):
+                pool = self._pool(batches[i][0])
+                try:
+                    connection = pool.take(until)
+                except Exception as error:
+                    results[i] = error
+                    continue
+                held.append((i, pool, connection))
+            for i, _, connection in held:
+                try:
+                    connection.send(pack(batches[i][1]), until)
+                except Exception as error:
+                    results[i] = error
+            while held:
+                i, pool, connection = held[-1]
+                if not isinstance(results[i], Exception):
+                    try:
+                        results[i] = connection.receive(len(batches[i][1]), until)
+                    except Exception as error:
+                        results[i] = error
+                held.pop()
+                result = results[i]
+                if isinstance(result, Exception) or closes(result):
+                    pool.discard(connection)
+                else:
+                    pool.give(connection)
+        except BaseException:
+            for _, pool, connection in held:
+                pool.discard(connection)
+            raise
+        return results
+
+    async def close(self) -> None:
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            pool.close()

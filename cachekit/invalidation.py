@@ -1,0 +1,226 @@
+"""Invalidation: keys, tags, namespaces and domain events end here, in one order.
+
+Far tier first, then this process's near tier; running flights are detached before and after, so
+that whoever arrives once an invalidation has returned starts a load of their own (protocols,
+section 3).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from .core.near import Near
+from .core.place import Place
+from .errors import BackendError, InvalidationFailed
+from .observe import Meter
+from .runtime import AnyWorld, Runtime, drive
+from .tiers import Far
+
+MAX_PENDING = 10_000
+SPACE = ("space", "")
+
+
+class Pending:
+    """Invalidations that could not reach the far tier yet, the last one per name.
+
+    While one is pending its key, or every entry with its tag, counts as missing in this process.
+    Overflow becomes one invalidation of the whole namespace. Dies with the process."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, str], int] = {}
+        self._serial = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def add(self, names: Iterable[tuple[str, str]]) -> None:
+        with self._lock:
+            for name in names:
+                self._serial += 1
+                self._names[name] = self._serial
+            if len(self._names) > MAX_PENDING:
+                self._names.clear()
+                self._names[SPACE] = self._serial
+
+    def touches(self, keys: Iterable[str], tags: Iterable[str]) -> bool:
+        names = self._names
+        return bool(names) and (
+            SPACE in names
+            or any(("key", key) in names for key in keys)
+            or any(("tag", tag) in names for tag in tags)
+        )
+
+    def take(self) -> dict[tuple[str, str], int]:
+        with self._lock:
+            return dict(self._names)
+
+    def done(self, taken: dict[tuple[str, str], int]) -> None:
+        with self._lock:
+            for name, serial in taken.items():
+                if self._names.get(name) == serial:
+                    del self._names[name]
+
+
+class Invalidator:
+    """One cache's invalidations. ``replay``: queue what fails instead of raising."""
+
+    def __init__(
+        self, runtime: Runtime, near: Near, far: Far | None, meter: Meter, *, replay: bool
+    ) -> None:
+        self.runtime = runtime
+        self.near = near
+        self.far = far
+        self.meter = meter
+        self.replay = replay
+        self.pending = Pending()
+        self._closed = threading.Event()
+        self._replaying = threading.Lock()
+        self._events: dict[type, list[Callable[[Any], Iterable[str]]]] = {}
+
+    async def invalidate(
+        self, world: AnyWorld, places: Sequence[Place] = (), tags: Sequence[str] = ()
+    ) -> None:
+        """Keys and tags: once this returned, no read gives a value whose load began before.
+
+        Raises InvalidationFailed when the far tier could not be told (unless queued)."""
+        self.meter.count("invalidations", len(places) + len(tags))
+        self.detach(places, tags)
+        try:
+            await self.tell(world, [p.text for p in places if p.text is not None], tags)
+        finally:
+            self.detach(places, tags)
+
+    def detach(self, places: Sequence[Place], tags: Sequence[str]) -> None:
+        """This process: flights lose the right to fill, near entries go."""
+        for world in self.runtime.worlds():
+            for place in places:
+                world.flights.detach(place.ident)
+            if tags:
+                world.flights.detach_tagged(tags)
+        if places:
+            self.near.kill(places)
+        if tags:
+            self.near.kill_tags(tags)
+
+    async def clear(self, world: AnyWorld) -> None:
+        """The whole namespace, in O(1) on the far tier."""
+        self.meter.count("clears")
+        self._clear_near()
+        far = self.far
+        try:
+            if far is not None:
+                await self._attempt(
+                    [SPACE], lambda: far.drop_space(world, far.deadline(world)), self.replay
+                )
+        finally:
+            self._clear_near()
+
+    def _clear_near(self) -> None:
+        for world in self.runtime.worlds():
+            world.flights.detach_all()
+        self.near.clear()
+
+    async def tell(
+        self,
+        world: AnyWorld,
+        keys: Sequence[str],
+        tags: Sequence[str],
+        *,
+        replay: bool | None = None,
+    ) -> None:
+        """The far tier's part of an invalidation."""
+        far = self.far
+        if far is None or not (keys or tags):
+            return
+        names = [*(("key", k) for k in keys), *(("tag", t) for t in tags)]
+
+        async def both() -> None:
+            deadline = far.deadline(world)
+            if keys:
+                await far.void(world, keys, deadline)
+            if tags:
+                await far.drop_tags(world, tags, deadline)
+
+        await self._attempt(names, both, self.replay if replay is None else replay)
+
+    async def _attempt(
+        self, names: Sequence[tuple[str, str]], call: Callable[[], Awaitable[None]], replay: bool
+    ) -> None:
+        try:
+            await call()
+        except BackendError as error:
+            self.meter.event("invalidations_failed", count=len(names))
+            if replay:
+                self.postpone(names)
+                return
+            what = ", ".join(f"{kind} {name!r}" for kind, name in names[:3])
+            raise InvalidationFailed(
+                f"could not invalidate {what}: {error}; other processes may still see the old "
+                'value. Try again, or use Cache(invalidation="replay")',
+                backend=error.backend,
+                operation="invalidate",
+            ) from error
+
+    def postpone(self, names: Sequence[tuple[str, str]]) -> None:
+        """Queue for replay; a background thread replays until nothing is pending."""
+        self.pending.add(names)
+        if self._replaying.acquire(blocking=False) and not self.runtime.background(self._replay):
+            self._replaying.release()
+
+    def _replay(self) -> None:
+        try:
+            wait = 0.1
+            while len(self.pending) and not self._closed.wait(wait):
+                try:
+                    drive(self.settle(self.runtime.threads))
+                except BackendError:
+                    wait = min(wait * 2, 1.0)
+        finally:
+            self._replaying.release()
+
+    def close(self) -> int:
+        """Stop replaying; says how many invalidations never reached the far tier."""
+        self._closed.set()
+        if len(self.pending):
+            try:
+                drive(self.settle(self.runtime.threads))
+            except BackendError:
+                self.meter.event("invalidations_lost", count=len(self.pending))
+        return len(self.pending)
+
+    async def settle(self, world: AnyWorld) -> None:
+        """Carry out what is pending; raises BackendError while the far tier is away."""
+        far = self.far
+        taken = self.pending.take()
+        if far is None or not taken:
+            return
+        deadline = far.deadline(world)
+        if SPACE in taken:
+            await far.drop_space(world, deadline)
+        keys = [name for kind, name in taken if kind == "key"]
+        tags = [name for kind, name in taken if kind == "tag"]
+        if keys:
+            await far.void(world, keys, deadline)
+        if tags:
+            await far.drop_tags(world, tags, deadline)
+        self.pending.done(taken)
+        self.meter.count("invalidations_replayed", len(taken))
+
+    # -- events ---------------------------------------------------------------------------
+
+    def on(self, event: type, tags_of: Callable[[Any], Iterable[str]]) -> None:
+        """Map a domain event to the tags it makes outdated."""
+        if not isinstance(event, type):
+            raise TypeError(f"on() takes an event class, got {type(event).__name__}")
+        self._events.setdefault(event, []).append(tags_of)
+
+    def tags_of(self, event: Any) -> list[str]:
+        """The tags of an event: by its class and the classes it derives from."""
+        tags: list[str] = []
+        for cls in type(event).__mro__:
+            for tags_of in self._events.get(cls, ()):
+                tags.extend(tags_of(event))
+        return list(dict.fromkeys(tags))

@@ -1,0 +1,345 @@
+"""Where time, randomness, threads and event loops enter: everything above is one code path.
+
+The slow road (miss, fill, write, invalidate) is written once as ``async def`` and awaits only
+what a :class:`World` and the stores opened in it give. In the thread world those parts block
+in place and never suspend, so :func:`drive` finishes the coroutine with one ``send(None)``; in
+the asyncio world the same coroutine is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from .core.deadline import Deadline
+from .core.flights import Flight, FlightTable
+from .core.outcome import Outcome
+from .errors import ConfigurationError
+
+T = TypeVar("T")
+
+POOL_THREADS = 16
+BACKGROUND_LIMIT = 64
+
+
+def drive(coro: Coroutine[Any, Any, T]) -> T:
+    """Finish a coroutine that never suspends; used for every plain call.
+
+    Raises RuntimeError if it does suspend: an async-only part reached the thread world."""
+    try:
+        coro.send(None)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]  # StopIteration.value is Any
+    coro.close()
+    raise RuntimeError("an async-only part was reached from a plain call")
+
+
+class ThreadWorld:
+    """Plain calls from any thread. Its verbs are coroutine functions that never suspend."""
+
+    name = "threads"
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.flights = FlightTable()
+
+    def deadline(self, seconds: float) -> Deadline:
+        return Deadline(seconds, self.runtime.clock)
+
+    async def sleep(self, seconds: float) -> None:
+        self.runtime.sleep(seconds)
+
+    async def run(self, fn: Callable[..., Any], *args: Any) -> Any:
+        return fn(*args)
+
+    async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Outcome:
+        """Call the user's plain function. A coroutine function can not be called from here."""
+        try:
+            result = fn(*args, **kwargs)
+        except Exception as error:
+            return Outcome(error=error)
+        if inspect.iscoroutine(result):
+            result.close()
+            return Outcome(
+                error=ConfigurationError(
+                    "an async function was called from the plain face; use the .aio face"
+                )
+            )
+        return Outcome(result)
+
+    async def bounded(
+        self, load: Callable[[Any], Awaitable[Outcome]], timeout: float | None
+    ) -> Outcome | None:
+        """Run a load for at most ``timeout`` seconds; None when it took longer. With a timeout
+        it runs in a thread of the cache's, in a copy of the caller's context."""
+        if timeout is None:
+            return await load(self)
+        context = contextvars.copy_context()
+        try:
+            future = self.runtime.pool().submit(context.run, lambda: drive(_once(load, self)))
+        except RuntimeError:  # interpreter shutdown: no new thread can start
+            return await load(self)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            return future.result() if future.done() else None
+
+    async def join(self, flight: Flight, timeout: float | None) -> bool:
+        """Wait for a flight to land; False when the timeout (seconds) passed first."""
+        event = threading.Event()
+        if flight.on_landing(event.set):
+            return True
+        return event.wait(timeout)
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> bool:
+        """Run in the background; False when the bound is reached or the process is ending."""
+        return self.runtime.background(lambda: drive(work()))
+
+
+class AsyncioWorld:
+    """One event loop. Bound to it at its first use; dropped with it."""
+
+    name = "asyncio"
+
+    def __init__(self, runtime: Runtime, loop: asyncio.AbstractEventLoop) -> None:
+        self.runtime = runtime
+        self.loop = weakref.ref(loop)
+        self.flights = FlightTable()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def deadline(self, seconds: float) -> Deadline:
+        return Deadline(seconds, self.runtime.clock)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def run(self, fn: Callable[..., Any], *args: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.runtime.pool(), fn, *args)
+
+    async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Outcome:
+        """Call the user's function, awaiting what it returns if that is awaitable."""
+        try:
+            result = fn(*args, **kwargs)
+            if hasattr(type(result), "__await__"):
+                result = await result
+        except Exception as error:
+            return Outcome(error=error)
+        return Outcome(result)
+
+    async def bounded(
+        self, load: Callable[[Any], Awaitable[Outcome]], timeout: float | None
+    ) -> Outcome | None:
+        """Run a load for at most ``timeout`` seconds; None when it took longer."""
+        if timeout is None:
+            return await load(self)
+        try:
+            async with asyncio.timeout(timeout) as scope:
+                return await load(self)
+        except TimeoutError:
+            if scope.expired():
+                return None
+            raise
+
+    async def join(self, flight: Flight, timeout: float | None) -> bool:
+        loop = asyncio.get_running_loop()
+        landed: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not landed.done():
+                landed.set_result(None)
+
+        def wake_from_anywhere() -> None:
+            try:
+                loop.call_soon_threadsafe(wake)
+            except RuntimeError:  # the loop closed: nobody waits any more
+                return
+
+        if flight.on_landing(wake_from_anywhere):
+            return True
+        try:
+            await asyncio.wait_for(landed, timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> bool:
+        if len(self._tasks) >= BACKGROUND_LIMIT:
+            return False
+        task = asyncio.get_running_loop().create_task(work(), name=f"cachekit:{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def settle(self) -> None:
+        """Wait for the background tasks this loop still owes."""
+        current = asyncio.current_task()
+        tasks = [t for t in self._tasks if t is not current]
+        if tasks:
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _once(load: Callable[[Any], Awaitable[Outcome]], world: ThreadWorld) -> Outcome:
+    return await load(world)
+
+
+AnyWorld = ThreadWorld | AsyncioWorld
+
+
+class Runtime:
+    """One cache's clocks, randomness, worlds and background threads.
+
+    ``clock`` is monotonic seconds, ``wall`` Unix seconds, ``token`` 16 random bytes. All can be
+    replaced (tests move a manual clock). Safe across fork: the child starts with no pool and no
+    worlds of the parent's; objects that own sockets register ``on_fork``.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+        token: Callable[[], bytes] | None = None,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self.clock = clock
+        self.wall = wall
+        self.sleep = sleep
+        self.token = token or (lambda: os.urandom(16))
+        self.uniform = uniform
+        self.threads = ThreadWorld(self)
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncioWorld] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._pool: ThreadPoolExecutor | None = None
+        self._running = 0
+        self._lock = threading.Lock()
+        self._forked: list[Callable[[], None]] = []
+        _runtimes.add(self)
+
+    def asyncio(self) -> AsyncioWorld:
+        """The world of the running loop."""
+        loop = asyncio.get_running_loop()
+        world = self._loops.get(loop)
+        if world is None:
+            with self._lock:
+                world = self._loops.setdefault(loop, AsyncioWorld(self, loop))
+        return world
+
+    def worlds(self) -> list[AnyWorld]:
+        with self._lock:
+            return [self.threads, *self._loops.values()]
+
+    def pool(self) -> ThreadPoolExecutor:
+        pool = self._pool
+        if pool is None:
+            with self._lock:
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="cachekit")
+                pool = self._pool
+        return pool
+
+    def background(self, work: Callable[[], None]) -> bool:
+        with self._lock:
+            if self._running >= BACKGROUND_LIMIT:
+                return False
+            self._running += 1
+
+        def run() -> None:
+            try:
+                work()
+            finally:
+                with self._lock:
+                    self._running -= 1
+
+        try:
+            self.pool().submit(run)
+        except RuntimeError:  # interpreter shutdown: no new thread can start
+            with self._lock:
+                self._running -= 1
+            return False
+        return True
+
+    def on_fork(self, reset: Callable[[], None]) -> None:
+        """Call ``reset`` in a forked child, before anything else of this cache runs there."""
+        self._forked.append(reset)
+
+    def close(self) -> None:
+        """End the pool after its running work. Twice is fine; the runtime can be used again."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=False)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._pool = None
+        self._running = 0
+        self.threads.flights = FlightTable()
+        self._loops = weakref.WeakKeyDictionary()
+        for reset in self._forked:
+            reset()
+
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+def _child() -> None:
+    for runtime in list(_runtimes):
+        runtime._after_fork()
+
+
+os.register_at_fork(after_in_child=_child)
+
+
+class Ticker:
+    """A clock as an attribute: ``now`` is at most about 5 ms behind (more while other threads
+    hold the interpreter). Reading it costs no call. A daemon thread turns it from the first
+    :meth:`start` on; before that, and in a forked child, ``now`` is +inf: every look is a miss."""
+
+    __slots__ = ("__weakref__", "_running", "_runtime", "_stop", "now")
+
+    PERIOD = 0.005
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.now = float("inf")
+        self._runtime = runtime
+        self._stop = threading.Event()
+        self._running = False
+        runtime.on_fork(self._reset)
+
+    def start(self) -> None:
+        """Make it run; called on every miss, so cheap when it runs already."""
+        if self._running:
+            return
+        self._running = True
+        self.now = self._runtime.clock()
+        try:
+            threading.Thread(target=self._turn, name="cachekit-ticker", daemon=True).start()
+        except RuntimeError:  # interpreter shutdown
+            self._reset()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _turn(self) -> None:
+        stop, clock = self._stop, self._runtime.clock
+        while not stop.wait(self.PERIOD):
+            self.now = clock()
+        if stop is self._stop:
+            self._reset()
+
+    def _reset(self) -> None:
+        self.now = float("inf")
+        self._stop = threading.Event()
+        self._running = False

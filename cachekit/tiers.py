@@ -1,0 +1,422 @@
+"""The far tier as everything above sees it: values instead of bytes, verdicts instead of slots.
+
+:class:`Far` puts codec, envelope, tag nonces, breaker and the call's budget around a backend's
+slots. Every method raises a child of ``BackendError`` when the backend can not be used, and
+nothing else; damaged, foreign or newer bytes are a counted miss.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from .core import envelope as wire
+from .core.breaker import Breaker
+from .core.deadline import Deadline
+from .core.entry import INF, Verdict
+from .core.keys import physical
+from .core.policy import Span
+from .errors import BackendError, BackendRefused, BackendUnavailable, CodecError
+from .observe import Meter
+from .protocols import Backend, Codec, Item, SlotState, Store
+from .runtime import AnyWorld, Runtime
+
+T = TypeVar("T")
+
+# A value made this much later than now was made by a clock ahead of ours: a miss, so that skew
+# can never lengthen a life.
+SKEW = 2.0
+NONCE_TTL = 30 * 86400.0
+
+
+class Found(NamedTuple):
+    """What a read of one key saw."""
+
+    verdict: Verdict
+    state: SlotState
+    stamp: bytes = b""
+    value: Any = None
+    fresh: float = 0.0  # seconds until due for refresh
+    kept: float = 0.0  # seconds until it may not be served
+    tags: tuple[str, ...] = ()
+    space: bytes | None = None  # the namespace's nonce as read
+    nonces: Mapping[str, bytes | None] = {}  # as read, by tag
+
+    @property
+    def readable(self) -> bool:
+        return self.verdict is not Verdict.MISS
+
+
+class Right(NamedTuple):
+    """The right to fill one key: the token and the nonces from before the load."""
+
+    token: bytes
+    space: bytes
+    nonces: Mapping[str, bytes]
+
+
+class Far:
+    """One shared backend. ``timeout`` is the budget of one call in seconds, pool wait, connect
+    and reply included."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        runtime: Runtime,
+        meter: Meter,
+        *,
+        timeout: float,
+        breaker: Breaker,
+        max_value: int = 64 * 1024 * 1024,
+    ) -> None:
+        self.backend = backend
+        self.runtime = runtime
+        self.meter = meter
+        self.timeout = timeout
+        self.breaker = breaker
+        self.max_value = max_value
+        self._stores: weakref.WeakKeyDictionary[AnyWorld, Store] = weakref.WeakKeyDictionary()
+        runtime.on_fork(self._forget)
+
+    def deadline(self, world: AnyWorld) -> Deadline:
+        return world.deadline(self.timeout)
+
+    def store(self, world: AnyWorld) -> Store:
+        store = self._stores.get(world)
+        if store is None:
+            store = self._stores.setdefault(world, self.backend.open(world))
+        return store
+
+    async def close(self, world: AnyWorld) -> None:
+        store = self._stores.pop(world, None)
+        if store is not None:
+            await store.close()
+
+    def _forget(self) -> None:
+        # After fork: the parent's sockets are the parent's.
+        self._stores = weakref.WeakKeyDictionary()
+
+    # -- reading --------------------------------------------------------------------------
+
+    async def read(
+        self,
+        world: AnyWorld,
+        keys: Sequence[str],
+        tags: Sequence[Sequence[str]],
+        codec: Codec,
+        deadline: Deadline,
+    ) -> list[Found]:
+        """Entries of the keys, judged, with the nonces of each key's declared tags: one round
+        trip (a second one only where a stored entry has tags that were not asked for)."""
+        names = [physical(key) for key in keys]
+        asked = list(dict.fromkeys(tag for group in tags for tag in group))
+        reading = await self._use(
+            world,
+            "read",
+            deadline,
+            lambda s: s.slots.read(names, [physical(t) for t in asked], deadline),
+        )
+        nonces = dict(zip(asked, reading.nonces, strict=True))
+        opened = [
+            wire.unpack(slot.data, name) if slot.data is not None else None
+            for slot, name in zip(reading.slots, names, strict=True)
+        ]
+        more = [t for e in opened if e is not None for t, _ in e.tags if t not in nonces]
+        if more:
+            more = list(dict.fromkeys(more))
+            second = await self._use(
+                world,
+                "read",
+                deadline,
+                lambda s: s.slots.read([], [physical(t) for t in more], deadline),
+            )
+            nonces.update(zip(more, second.nonces, strict=True))
+        return [
+            self._judge(
+                slot.state,
+                slot.stamp,
+                slot.data,
+                opened[i],
+                names[i],
+                reading.spaces[i],
+                nonces,
+                codec,
+            )
+            for i, slot in enumerate(reading.slots)
+        ]
+
+    def _judge(
+        self,
+        state: SlotState,
+        stamp: bytes,
+        data: bytes | None,
+        entry: wire.Envelope | None,
+        name: str,
+        space: bytes | None,
+        nonces: Mapping[str, bytes | None],
+        codec: Codec,
+    ) -> Found:
+        miss = Found(Verdict.MISS, state, stamp, space=space, nonces=nonces)
+        if data is None:
+            return miss
+        if entry is None or entry.mark != codec.mark:
+            self.meter.event("unreadable", key=name)
+            return miss
+        if entry.space is None or entry.space != space:
+            return miss
+        if any(nonces.get(tag) != nonce for tag, nonce in entry.tags):
+            return miss
+        age = self.runtime.wall() - entry.created / 1000
+        if age < -SKEW:
+            return miss
+        age = max(age, 0.0)
+        kept = INF if entry.ttl is None else entry.ttl / 1000 - age
+        fresh = INF if entry.fresh is None else entry.fresh / 1000 - age
+        if kept <= 0:
+            return miss
+        try:
+            value = codec.decode(entry.payload, wire.context(entry, name))
+        except CodecError:
+            self.meter.event("unreadable", key=name)
+            return miss
+        except Exception as error:  # a third-party codec broke its word
+            self.meter.event("unreadable", key=name, error=type(error).__name__)
+            return miss
+        verdict = Verdict.FRESH if fresh > 0 else Verdict.STALE
+        tags = tuple(tag for tag, _ in entry.tags)
+        return Found(verdict, state, stamp, value, fresh, kept, tags, space, nonces)
+
+    # -- filling --------------------------------------------------------------------------
+
+    async def acquire(
+        self,
+        world: AnyWorld,
+        key: str,
+        found: Found,
+        tags: Sequence[str],
+        lease: float,
+        keep: bool,
+        ttl: float | None,
+        deadline: Deadline,
+    ) -> Right | SlotState:
+        """The right to fill ``key`` with these tags, or the state that stands in the way."""
+        token = self.runtime.token()
+        name = physical(key)
+        grant = await self._use(
+            world,
+            "acquire",
+            deadline,
+            lambda s: s.slots.acquire(name, token, lease, deadline, over=found.stamp, keep=keep),
+        )
+        if not grant.granted:
+            return grant.slot.state
+        right = await self.nonces(world, key, tags, token, ttl, deadline, found)
+        if right is None:
+            await self.release(world, key, token, deadline)
+            return SlotState.NOTHING
+        return right
+
+    async def acquire_many(
+        self,
+        world: AnyWorld,
+        asked: Sequence[tuple[str, Found, Sequence[str]]],
+        lease: float,
+        ttl: float | None,
+        deadline: Deadline,
+    ) -> list[Right | SlotState]:
+        """Like :meth:`acquire` for several (key, found, tags)."""
+        return [
+            await self.acquire(world, key, found, tags, lease, False, ttl, deadline)
+            for key, found, tags in asked
+        ]
+
+    async def nonces(
+        self,
+        world: AnyWorld,
+        key: str,
+        tags: Sequence[str],
+        token: bytes,
+        ttl: float | None,
+        deadline: Deadline,
+        found: Found | None = None,
+    ) -> Right | None:
+        """The right under ``token`` with nonces read or created now, before the load or write;
+        None if a creation was not acknowledged. ``found``: nonces already read for this call."""
+        if found is not None and found.space is not None:
+            known = {tag: found.nonces.get(tag) for tag in tags}
+            if all(known.values()):
+                return Right(token, found.space, known)  # type: ignore[arg-type]  # no None left
+        names = [physical(tag) for tag in tags]
+        life = None if ttl is None or ttl > NONCE_TTL / 2 else NONCE_TTL
+        answer = await self._use(
+            world,
+            "nonces",
+            deadline,
+            lambda s: s.slots.nonces([physical(key)], names, self.runtime.token, life, deadline),
+        )
+        space = answer.spaces[0]
+        present = {t: n for t, n in zip(tags, answer.tags, strict=True) if n is not None}
+        if space is None or len(present) < len(set(tags)):
+            return None
+        return Right(token, space, present)
+
+    def pack(
+        self, key: str, value: Any, codec: Codec, span: Span, cost: float, right: Right
+    ) -> bytes:
+        """The entry's bytes. Raises CodecError for a value the codec can not give back."""
+        header = wire.Envelope(
+            payload=b"",
+            mark=codec.mark,
+            created=int(self.runtime.wall() * 1000),
+            fresh=None if span.fresh == INF else int(span.fresh * 1000),
+            ttl=None if span.kept == INF else max(1, int(span.kept * 1000)),
+            negative=value is None,
+            space=right.space,
+            tags=tuple(right.nonces.items()),
+            cost=min(int(cost * 1e6), 0xFFFFFFFF),
+        )
+        name = physical(key)
+        payload = codec.encode(value, wire.context(header, name))
+        if len(payload) > self.max_value:
+            raise CodecError(f"value of {len(payload)} bytes is above max_value={self.max_value}")
+        return wire.pack(header._replace(payload=payload), name)
+
+    async def fill(
+        self, world: AnyWorld, key: str, right: Right, data: bytes, span: Span, deadline: Deadline
+    ) -> bool:
+        """Store under the right; False when it was voided meanwhile."""
+        name, ttl = physical(key), _ttl(span)
+        return await self._use(
+            world, "fill", deadline, lambda s: s.slots.fill(name, right.token, data, ttl, deadline)
+        )
+
+    async def holds(self, world: AnyWorld, key: str, right: Right, deadline: Deadline) -> bool:
+        """Whether the nonces of a right are still the present ones."""
+        tags = list(right.nonces)
+        reading = await self._use(
+            world,
+            "read",
+            deadline,
+            lambda s: s.slots.read([physical(key)], [physical(t) for t in tags], deadline),
+        )
+        return reading.spaces[0] == right.space and reading.nonces == [
+            right.nonces[t] for t in tags
+        ]
+
+    async def put(
+        self, world: AnyWorld, key: str, right: Right, data: bytes, span: Span, deadline: Deadline
+    ) -> bool:
+        name, ttl = physical(key), _ttl(span)
+        return await self._use(
+            world, "put", deadline, lambda s: s.slots.put(name, right.token, data, ttl, deadline)
+        )
+
+    async def release(self, world: AnyWorld, key: str, token: bytes, deadline: Deadline) -> None:
+        name = physical(key)
+        await self._use(
+            world, "release", deadline, lambda s: s.slots.release(name, token, deadline)
+        )
+
+    # -- invalidating and writing ---------------------------------------------------------
+
+    async def void(self, world: AnyWorld, keys: Sequence[str], deadline: Deadline) -> None:
+        names = [physical(key) for key in keys]
+        await self._use(world, "void", deadline, lambda s: s.slots.void(names, deadline))
+
+    async def drop_tags(self, world: AnyWorld, tags: Sequence[str], deadline: Deadline) -> None:
+        names = [physical(tag) for tag in tags]
+        await self._use(world, "drop_tags", deadline, lambda s: s.slots.drop_tags(names, deadline))
+
+    async def drop_space(self, world: AnyWorld, deadline: Deadline) -> None:
+        await self._use(world, "drop_space", deadline, lambda s: s.slots.drop_space(deadline))
+
+    async def seize(
+        self, world: AnyWorld, keys: Sequence[str], writer: bytes, lease: float, deadline: Deadline
+    ) -> None:
+        names = [physical(key) for key in keys]
+        await self._use(
+            world, "seize", deadline, lambda s: s.slots.seize(names, writer, lease, deadline)
+        )
+
+    async def commit(
+        self, world: AnyWorld, key: str, right: Right, data: bytes, span: Span, deadline: Deadline
+    ) -> bool:
+        name, ttl = physical(key), _ttl(span)
+        return await self._use(
+            world,
+            "commit",
+            deadline,
+            lambda s: s.slots.commit(name, right.token, data, ttl, deadline),
+        )
+
+    async def end(
+        self, world: AnyWorld, keys: Sequence[str], writer: bytes, deadline: Deadline
+    ) -> None:
+        names = [physical(key) for key in keys]
+        await self._use(world, "end", deadline, lambda s: s.slots.end(names, writer, deadline))
+
+    # -- plain records: what is remembered beside a key -----------------------------------
+
+    async def recall(
+        self, world: AnyWorld, names: Sequence[str], deadline: Deadline
+    ) -> list[bytes | None]:
+        return await self._use(
+            world,
+            "get_many",
+            deadline,
+            lambda s: s.get_many([physical(name) for name in names], deadline),
+        )
+
+    async def remember(
+        self, world: AnyWorld, name: str, data: bytes, ttl: float | None, deadline: Deadline
+    ) -> None:
+        item = Item(physical(name), data, ttl)
+        await self._use(world, "set_many", deadline, lambda s: s.set_many([item], deadline))
+
+    # -- the guard ------------------------------------------------------------------------
+
+    async def _use(
+        self,
+        world: AnyWorld,
+        operation: str,
+        deadline: Deadline,
+        call: Callable[[Store], Awaitable[T]],
+    ) -> T:
+        """One backend call behind the breaker; whatever a driver raises becomes BackendError."""
+        breaker = self.breaker
+        if not breaker.allow():
+            raise BackendUnavailable(
+                f"{self.backend.name}: not asked, its breaker is open",
+                backend=self.backend.name,
+                operation=operation,
+            )
+        started = self.runtime.clock()
+        try:
+            result = await call(self.store(world))
+        except BackendRefused:
+            breaker.success()  # it answered
+            self.meter.event("backend_errors", operation=operation)
+            raise
+        except BackendError:
+            breaker.failure()
+            self.meter.event("backend_errors", operation=operation)
+            raise
+        except Exception as error:
+            breaker.failure()
+            self.meter.event("backend_errors", operation=operation)
+            raise BackendError(
+                f"{self.backend.name}: {operation} failed with {type(error).__name__}",
+                backend=self.backend.name,
+                operation=operation,
+            ) from error
+        except BaseException:
+            breaker.abandon()
+            raise
+        breaker.success()
+        self.meter.time(operation, self.runtime.clock() - started)
+        return result
+
+
+def _ttl(span: Span) -> float | None:
+    return None if span.kept == INF else span.kept
