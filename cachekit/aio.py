@@ -1,0 +1,107 @@
+"""The async face of a cache: the same verbs as coroutines, over the same state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .core.policy import Ttl
+from .direct import Direct
+from .runtime import AsyncioWorld
+from .statistics import Stats
+
+if TYPE_CHECKING:
+    from .cache import Cache
+
+
+class AsyncCache:
+    """``cache.aio``. May be used from any number of event loops; each has its own connections,
+    closed by :meth:`close` in that loop."""
+
+    def __init__(self, cache: Cache, direct: Direct) -> None:
+        self.cache = cache
+        self._direct = direct
+
+    @property
+    def _world(self) -> AsyncioWorld:
+        return self.cache.parts.runtime.asyncio()
+
+    async def get(self, key: str, default: Any = None) -> Any:
+        return (await self.get_many([key])).get(key, default)
+
+    async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        return await self._direct.get_many(self._world, list(keys))
+
+    async def set(self, key: str, value: Any, *, ttl: Ttl = None, tags: Iterable[str] = ()) -> bool:
+        return await self._direct.set(self._world, key, value, ttl, tags)
+
+    async def set_many(
+        self, values: Mapping[str, Any], *, ttl: Ttl = None, tags: Iterable[str] = ()
+    ) -> int:
+        kept = list(tags)
+        done = [await self.set(key, value, ttl=ttl, tags=kept) for key, value in values.items()]
+        return sum(done)
+
+    async def get_or_set(
+        self,
+        key: str,
+        load: Callable[[], Any],
+        *,
+        ttl: Ttl = None,
+        tags: Iterable[str] = (),
+        **policy: Any,
+    ) -> Any:
+        """``load`` may be a coroutine function or a plain one."""
+        made = self.cache._policy({"ttl": ttl, **policy})
+        return (await self._direct.get_or_set(self._world, key, load, made, tags)).settle()
+
+    async def get_or_set_many(
+        self,
+        keys: Iterable[str],
+        load: Callable[[list[str]], Any],
+        *,
+        ttl: Ttl = None,
+        tags: Iterable[str] = (),
+        **policy: Any,
+    ) -> dict[str, Any]:
+        made = self.cache._policy({"ttl": ttl, **policy})
+        outcome = await self._direct.get_or_set_many(self._world, list(keys), load, made, tags)
+        return outcome.settle()  # type: ignore[no-any-return]  # Outcome carries Any
+
+    async def touch(self, key: str, ttl: Ttl = None) -> bool:
+        return await self._direct.touch(self._world, key, ttl)
+
+    async def delete(self, key: str) -> None:
+        await self.invalidate(keys=[key])
+
+    async def invalidate(self, *, keys: Iterable[str] = (), tags: Iterable[str] = ()) -> None:
+        await self._direct.invalidate(self._world, keys, tags)
+
+    async def clear(self) -> None:
+        await self.cache.parts.invalidator.clear(self._world)
+
+    async def emit(self, event: Any) -> list[str]:
+        tags = self.cache.parts.invalidator.tags_of(event)
+        if tags:
+            await self.invalidate(tags=tags)
+        return tags
+
+    def stats(self) -> Stats:
+        return self.cache.stats()
+
+    async def close(self) -> None:
+        """Wait for this loop's background loads and close its connections. The plain face and
+        other loops go on; ``cache.close()`` ends those."""
+        parts, world = self.cache.parts, self._world
+        for strategy in list(parts.closers):
+            if strategy.source.is_async:
+                await strategy.aio.close()
+        await world.settle()
+        if parts.far is not None:
+            await parts.far.close(world)
+
+    async def __aenter__(self) -> AsyncCache:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

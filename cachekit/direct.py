@@ -1,0 +1,182 @@
+"""Keys without a function: get, set, get_or_set, touch, invalidate, for both faces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from .core import keys as keytext
+from .core.entry import MISSING, Verdict
+from .core.outcome import Outcome
+from .core.place import Place
+from .core.policy import Policy, Ttl
+from .errors import BackendError
+from .runtime import AnyWorld
+from .strategies.many import peek_many, read_many
+from .strategies.parts import Parts
+from .strategies.reader import Job, Recipe
+from .strategies.source import call
+from .tiers import Right
+
+
+class Direct:
+    """The verbs on text keys, once for both worlds."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.table = parts.table(
+            "", ("key",), lambda values: str(values[0]), explicit=True, carries=lambda tag: True
+        )
+        self.recipe = Recipe("cache", parts.policy, parts.codec, self.table.tally)
+
+    def place(self, key: str) -> Place:
+        """The place of a text key, wherever a function or strategy keeps it."""
+        text = keytext.check_text(key, "a key")
+        known = self.parts.near.by_text(text)
+        if known is not None:
+            return known
+        function = self.parts.tables.get(text.partition("(")[0])
+        if function is not None and function.parse is not None:
+            parsed = function.parse(text)
+            if parsed is not None:
+                return parsed
+        return self.table.place((text,))
+
+    async def get_many(self, world: AnyWorld, keys: Sequence[str]) -> dict[str, Any]:
+        places = [self.place(key) for key in keys]
+        if self.parts.off:
+            return {}
+        found = await peek_many(self.parts.reader, world, self.recipe, places, [()] * len(places))
+        self.table.tally.misses += sum(1 for value in found if value is MISSING)
+        return {k: v for k, v in zip(keys, found, strict=True) if v is not MISSING}
+
+    async def set(
+        self, world: AnyWorld, key: str, value: Any, ttl: Ttl, tags: Iterable[str]
+    ) -> bool:
+        parts = self.parts
+        place = self.table.place((keytext.check_text(key, "a key"),))
+        labels = self._labels(tags)
+        policy = parts.policy if ttl is None else parts.policy.but(ttl=Policy.make(ttl=ttl).ttl)
+        span = policy.spans(value, 0.0, parts.runtime.uniform)
+        parts.invalidator.detach([place], ())
+        if span is None or parts.off:
+            await parts.invalidator.invalidate(world, [place])
+            return False
+        seq, far = parts.near.seq, parts.far
+        if far is not None:
+            deadline = far.deadline(world)
+            try:
+                right = await far.nonces(world, key, labels, parts.runtime.token(), None, deadline)
+                if right is None:
+                    return False
+                data = far.pack(key, value, parts.codec, span, 0.0, right)
+                if not await far.put(world, key, right, data, span, deadline):
+                    return False
+            except BackendError:
+                if parts.reader.strict:
+                    raise
+                # Whatever lies there is older than this value.
+                parts.invalidator.postpone([("key", key)])
+                return False
+            # A load that began before must not come after.
+            for each in parts.runtime.worlds():
+                each.flights.detach(place.ident)
+        return parts.reader.filler.keep_near(place, value, span, labels, seq, None)
+
+    async def get_or_set(
+        self,
+        world: AnyWorld,
+        key: str,
+        load: Callable[[], Any],
+        policy: Policy,
+        tags: Iterable[str],
+    ) -> Outcome:
+        if self.parts.off:
+            return await call(world, load)
+        recipe = Recipe("get_or_set", policy, self.parts.codec, self.table.tally)
+        place = self.place(key)
+        job = Job(recipe, place, lambda w: call(w, load), self._labels(tags))
+        if self.parts.coarse:
+            self.parts.clock.start()
+        return await self.parts.reader.read(world, job)
+
+    async def get_or_set_many(
+        self,
+        world: AnyWorld,
+        keys: Sequence[str],
+        load: Callable[[list[str]], Any],
+        policy: Policy,
+        tags: Iterable[str],
+    ) -> Outcome:
+        if self.parts.off:
+            return await call(world, load, list(keys))
+        recipe = Recipe("get_or_set_many", policy, self.parts.codec, self.table.tally)
+        labels = self._labels(tags)
+
+        async def load_many(world: AnyWorld, positions: Sequence[int]) -> Outcome:
+            outcome = await call(world, load, [keys[i] for i in positions])
+            if outcome.error is not None:
+                return outcome
+            found: Mapping[str, Any] = outcome.value
+            return Outcome({i: found[keys[i]] for i in positions if keys[i] in found})
+
+        places = [self.place(key) for key in keys]
+        outcomes = await read_many(
+            self.parts.reader, world, recipe, places, [labels] * len(places), load_many
+        )
+        answer = {}
+        for key, outcome in zip(keys, outcomes, strict=True):
+            if outcome.error is not None:
+                return outcome
+            if outcome.value is not MISSING:
+                answer[key] = outcome.value
+        return Outcome(answer)
+
+    async def touch(self, world: AnyWorld, key: str, ttl: Ttl) -> bool:
+        """Read and write again under the refresh lease, so that a racing invalidation wins."""
+        parts = self.parts
+        place = self.place(key)
+        policy = parts.policy.but(ttl=Policy.make(ttl=ttl).ttl)
+        verdict, entry = parts.near.find(place)
+        far = parts.far
+        if far is None:
+            if entry is None or verdict is Verdict.MISS:
+                return False
+            span = policy.spans(entry.value, 0.0, parts.runtime.uniform)
+            if span is None:
+                await parts.invalidator.invalidate(world, [place])
+                return True
+            extra = entry.extra
+            tags, seq = (extra.tags, extra.seq) if extra is not None else ((), parts.near.seq)
+            return parts.near.store(place, entry.value, span, tags=tags, seq=seq)
+        try:
+            deadline = far.deadline(world)
+            (found,) = await far.read(world, [key], [()], parts.codec, deadline)
+            if not found.readable:
+                return False
+            span = policy.spans(found.value, 0.0, parts.runtime.uniform)
+            if span is None:
+                await parts.invalidator.invalidate(world, [place])
+                return True
+            right = await far.acquire(
+                world, key, found, found.tags, policy.lease, True, None, deadline
+            )
+            if not isinstance(right, Right):
+                return False
+            data = far.pack(key, found.value, parts.codec, span, 0.0, right)
+            return await far.fill(world, key, right, data, span, deadline)
+        except BackendError:
+            if parts.reader.strict:
+                raise
+            return False
+
+    async def invalidate(self, world: AnyWorld, keys: Iterable[str], tags: Iterable[str]) -> None:
+        if isinstance(keys, str):
+            raise TypeError("keys must be a list of str, got one str")
+        places = [self.place(key) for key in keys]
+        await self.parts.invalidator.invalidate(world, places, self._labels(tags))
+
+    def _labels(self, tags: Iterable[str]) -> tuple[str, ...]:
+        if isinstance(tags, str):
+            raise TypeError("tags must be a list of str, got one str")
+        return tuple(dict.fromkeys(keytext.check_text(tag, "a tag") for tag in tags))

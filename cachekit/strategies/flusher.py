@@ -1,0 +1,234 @@
+"""The worker of a write-back strategy: batches from the log to the sink, with retry and bisection.
+
+Back-off is in tenacity's words: ``wait`` and ``stop`` objects, by default exponential with full
+jitter. An error that says nothing about the rows (connection lost, timeout) is tried again until
+the source is back, however long; any other error halves the batch until the row that causes it
+stands alone, which is then tried ``attempts`` times and parked as a dead letter.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from tenacity import RetryCallState
+from tenacity.stop import stop_after_attempt, stop_base
+from tenacity.wait import wait_base, wait_random_exponential
+
+from ..core.ops import Flushed, Op
+from ..core.outcome import Outcome
+from ..core.policy import Batching, Retrying
+from ..logs.memory import MemoryLog
+from ..observe import Meter, log
+from ..runtime import AnyWorld, AsyncioWorld, Runtime, drive
+from .writer import outcome_unknown
+
+# Applies a batch: the outcome's value is {id: error} of what failed (or None).
+Apply = Callable[[AnyWorld, Sequence[Op]], Awaitable[Outcome]]
+# Called with what was applied or parked, before the log lets go of it.
+Settled = Callable[[AnyWorld, Sequence[Op]], Awaitable[None]]
+
+
+class Flusher:
+    """One worker per strategy: a daemon thread, or a task of the loop that put first where the
+    sink is async. Started by the first operation."""
+
+    def __init__(
+        self,
+        name: str,
+        runtime: Runtime,
+        meter: Meter,
+        queue: MemoryLog,
+        apply: Apply,
+        written: Settled,
+        refused: Settled,
+        *,
+        batching: Batching,
+        retrying: Retrying,
+        is_async: bool,
+        wait: wait_base | None = None,
+        stop: stop_base | None = None,
+    ) -> None:
+        self.name = name
+        self.runtime = runtime
+        self.meter = meter
+        self.queue = queue
+        self.batching = batching
+        self._apply = apply
+        self._written = written
+        self._refused = refused
+        self._is_async = is_async
+        self._wait = wait or wait_random_exponential(multiplier=retrying.base, max=retrying.cap)
+        self._stop = stop or stop_after_attempt(retrying.attempts)
+        self._lock = threading.Lock()
+        self._worker: object | None = None
+        self._hurry = 0  # flush everything up to this version without waiting for a full batch
+        self._ending = threading.Event()
+        self._next_batch = 0.0
+
+    # -- starting and ending --------------------------------------------------------------
+
+    def start(self, world: AnyWorld) -> None:
+        """Start the worker unless it runs."""
+        if self._worker is not None:
+            return
+        with self._lock:
+            if self._worker is not None:
+                return
+            if self._is_async and isinstance(world, AsyncioWorld):
+                self._worker = world
+                world.spawn(lambda: self._work(world), f"flush {self.name}")
+            else:
+                thread = threading.Thread(
+                    target=lambda: drive(self._work(self.runtime.threads)),
+                    name=f"cachekit-flush-{self.name}",
+                    daemon=True,
+                )
+                self._worker = thread
+                thread.start()
+
+    def flush(self, timeout: float | None) -> Flushed:
+        """Block until what was accepted before this call is applied or parked, or the time is
+        over; says which. Not from inside the loop of an async sink: use the async face there."""
+        mark, before = self._begin()
+        end = None if timeout is None else self.runtime.clock() + timeout
+        while self.queue.undone(mark) and self._worker is not None:
+            left = 0.5 if end is None else end - self.runtime.clock()
+            if left <= 0:
+                break
+            self.queue.wait_for_change(min(left, 0.5))
+        return self._report(mark, before)
+
+    async def flush_async(self, world: AsyncioWorld, timeout: float | None) -> Flushed:
+        mark, before = self._begin()
+        end = None if timeout is None else self.runtime.clock() + timeout
+        while self.queue.undone(mark) and self._worker is not None:
+            if end is not None and self.runtime.clock() >= end:
+                break
+            await world.sleep(0.005)
+        return self._report(mark, before)
+
+    def end(self) -> None:
+        """Let the worker finish the batch it has and stop."""
+        self._ending.set()
+        self.queue.wake()
+        worker = self._worker
+        if isinstance(worker, threading.Thread) and worker is not threading.current_thread():
+            worker.join(self.batching.block + 1.0)
+
+    def _begin(self) -> tuple[int, tuple[int, int]]:
+        mark = self.queue.mark()
+        before = (self.queue.undone(mark), len(self.queue.dead()))
+        self._hurry = max(self._hurry, mark)
+        self.queue.wake()
+        return mark, before
+
+    def _report(self, mark: int, before: tuple[int, int]) -> Flushed:
+        left = self.queue.undone(mark)
+        dead = self.queue.dead()[before[1] :]
+        parked = sum(1 for letter in dead if letter.op.version <= mark)
+        return Flushed(
+            applied=max(0, before[0] - left - parked),
+            parked=parked,
+            left=left,
+            complete=left == 0,
+            errors=[letter.error for letter in dead][:10],
+        )
+
+    # -- working --------------------------------------------------------------------------
+
+    def _due(self) -> bool:
+        return self._ending.is_set() or (self._hurry > 0 and self.queue.undone(self._hurry) > 0)
+
+    async def _work(self, world: AnyWorld) -> None:
+        batching = self.batching
+        try:
+            while True:
+                await world.run(self.queue.wait_for_work, batching.size, batching.delay, self._due)
+                batch = await self.queue.take(batching.size)
+                if not batch:
+                    if self._ending.is_set():
+                        return
+                    continue
+                await self._pace(world)
+                self.meter.time("batch_size", float(len(batch)))
+                await self._carry(world, batch, first=True)
+        except Exception:
+            log.exception("%s: the write-back worker failed; it starts again", self.name)
+            self.meter.event("worker_errors", strategy=self.name)
+            await world.run(self._ending.wait, 0.1)
+        finally:
+            self._worker = None
+            if not self._ending.is_set() and self.queue.depth():
+                self.start(world)
+
+    async def _pace(self, world: AnyWorld) -> None:
+        rate = self.batching.rate
+        if rate is None:
+            return
+        now = self.runtime.clock()
+        if self._next_batch > now:
+            await world.sleep(self._next_batch - now)
+        self._next_batch = max(now, self._next_batch) + 1.0 / rate
+
+    async def _carry(self, world: AnyWorld, batch: Sequence[Op], *, first: bool) -> None:
+        """Apply a batch completely: every operation ends applied, parked, or (only while the
+        flusher ends) back in the log."""
+        attempt = 0
+        while True:
+            attempt += 1
+            outcome = await self._apply(world, batch)
+            error = outcome.error
+            if error is None:
+                failed = outcome.value if isinstance(outcome.value, Mapping) else {}
+                done = [op for op in batch if op.id not in failed]
+                if done:
+                    await self._written(world, done)
+                    await self.queue.ack(done)
+                    self.meter.count("writes_applied", len(done))
+                rest = [op for op in batch if op.id in failed]
+                if not rest:
+                    return
+                if len(batch) > 1:
+                    for op in rest:
+                        await self._carry(world, [op], first=False)
+                    return
+                error = _as_error(failed[rest[0].id])
+            self.meter.count("batch_failures")
+            outage = outcome_unknown(error)
+            if not outage and len(batch) > 1:
+                half = len(batch) // 2
+                await self._carry(world, batch[:half], first=False)
+                await self._carry(world, batch[half:], first=False)
+                return
+            state = _state(attempt, error)
+            if not outage and self._stop(state):
+                await self._park(world, batch[0], error)
+                return
+            if self._ending.is_set() and outage:
+                await self.queue.nack(batch)
+                return
+            self.meter.count("retries")
+            await world.run(self._ending.wait, self._wait(state))
+
+    async def _park(self, world: AnyWorld, op: Op, error: BaseException) -> None:
+        await self.queue.park(op, f"{type(error).__name__}: {error}")
+        await self._refused(world, [op])
+        self.meter.event("dead_letters", strategy=self.name)
+        log.error(
+            "%s: version %d of a key was refused by the sink and parked: %s",
+            self.name,
+            op.version,
+            type(error).__name__,
+        )
+
+
+def _state(attempt: int, error: BaseException) -> RetryCallState:
+    state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]  # only counted
+    state.attempt_number = attempt
+    return state
+
+
+def _as_error(found: Any) -> BaseException:
+    return found if isinstance(found, BaseException) else RuntimeError(str(found))

@@ -1,0 +1,249 @@
+"""Many keys at once: one far read, one call of the loader for all that miss."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from ..core.entry import MISSING, Verdict
+from ..core.flights import Flight, led
+from ..core.outcome import Outcome
+from ..core.place import Place
+from ..core.policy import Span
+from ..errors import BackendError
+from ..runtime import AnyWorld
+from ..tiers import Far, Found, Right
+from .reader import Job, Reader, Recipe, nonce_life
+
+# Loads these positions; the outcome's value is {position: value}, absent ones left out.
+LoadMany = Callable[[AnyWorld, Sequence[int]], Awaitable[Outcome]]
+
+
+async def peek_many(
+    reader: Reader,
+    world: AnyWorld,
+    recipe: Recipe,
+    places: Sequence[Place],
+    tags: Sequence[tuple[str, ...]],
+) -> list[Any]:
+    """What is cached now, loading nothing; MISSING where nothing is. Far hits fill near.
+
+    Raises BackendError only in strict mode."""
+    found: list[Any] = []
+    for place in places:
+        verdict, entry = reader.near.find(place)
+        if entry is not None and verdict is not Verdict.MISS:
+            entry.uses += 1.0
+            found.append(entry.value)
+        else:
+            found.append(MISSING)
+    missing = [i for i, value in enumerate(found) if value is MISSING]
+    far = reader.far
+    if far is None or not missing:
+        return found
+    seq = reader.near.seq
+    # A flight of each key lets an invalidation between far read and near fill be seen.
+    watches: dict[int, Flight] = {}
+    for i in missing:
+        flight, mine = world.flights.board(places[i].ident)
+        if mine:
+            watches[i] = flight
+    try:
+        if len(reader.invalidator.pending):
+            await reader.invalidator.settle(world)
+        answers = await far.read(
+            world,
+            [places[i].text or "" for i in missing],
+            [tags[i] for i in missing],
+            recipe.codec,
+            far.deadline(world),
+        )
+        for i, answer in zip(missing, answers, strict=True):
+            if answer.readable:
+                found[i] = answer.value
+                reader.meter.count("far_hits")
+                if answer.verdict is Verdict.FRESH and i in watches:
+                    span = Span(answer.fresh, answer.kept)
+                    reader.filler.keep_near(
+                        places[i], answer.value, span, answer.tags, seq, watches[i]
+                    )
+    except BackendError:
+        if reader.strict:
+            raise
+    finally:
+        for flight in watches.values():
+            world.flights.leave(flight)
+            flight.hand_on()
+    return found
+
+
+async def read_many(
+    reader: Reader,
+    world: AnyWorld,
+    recipe: Recipe,
+    places: Sequence[Place],
+    tags: Sequence[tuple[str, ...]],
+    load: LoadMany,
+) -> list[Outcome]:
+    """One outcome per place; MISSING where the loader gave nothing. Equal places load once.
+
+    Where another process holds a key's lease this does not wait: it loads without filling."""
+    batch = _Batch(reader, world, recipe, places, tags, load)
+    await batch.run()
+    return [batch.outcomes[place.ident] for place in places]
+
+
+class _Batch:
+    def __init__(
+        self,
+        reader: Reader,
+        world: AnyWorld,
+        recipe: Recipe,
+        places: Sequence[Place],
+        tags: Sequence[tuple[str, ...]],
+        load: LoadMany,
+    ) -> None:
+        self.reader = reader
+        self.world = world
+        self.recipe = recipe
+        self.load = load
+        self.first = {place.ident: i for i, place in reversed(list(enumerate(places)))}
+        self.jobs = {
+            ident: Job(recipe, places[i], self._loader_of(i), tags[i])
+            for ident, i in self.first.items()
+        }
+        self.outcomes: dict[Any, Outcome] = {}
+
+    def _loader_of(self, position: int) -> Callable[[AnyWorld], Awaitable[Outcome]]:
+        async def load_one(world: AnyWorld) -> Outcome:
+            outcome = await self.load(world, [position])
+            if outcome.error is not None:
+                return outcome
+            return Outcome(outcome.value.get(position, MISSING))
+
+        return load_one
+
+    async def run(self) -> None:
+        reader, world = self.reader, self.world
+        lead: dict[Any, Flight] = {}
+        others: dict[Any, Flight] = {}
+        for ident, job in self.jobs.items():
+            verdict, entry = reader.near.find(job.place)
+            if entry is not None and verdict is Verdict.FRESH:
+                entry.uses += 1.0
+                self.outcomes[ident] = Outcome(entry.value)
+                continue
+            if entry is not None and verdict is Verdict.STALE and reader.far is None:
+                self.outcomes[ident] = await reader.read(world, job)
+                continue
+            flight, mine = world.flights.board(ident)
+            (lead if mine else others)[ident] = flight
+        if lead:
+            token = led.set((*led.get(), *lead.values()))
+            try:
+                await self._lead(lead)
+            finally:
+                led.reset(token)
+                for flight in lead.values():
+                    world.flights.leave(flight)
+                    if not flight.landed:
+                        flight.hand_on()
+        # Own flights have landed: waiting for others now can close no circle through them.
+        for ident, flight in others.items():
+            outcome = await reader.join(world, self.jobs[ident], flight)
+            self.outcomes[ident] = (
+                outcome if outcome is not None else await reader.read(world, self.jobs[ident])
+            )
+
+    async def _lead(self, lead: dict[Any, Flight]) -> None:
+        reader, far = self.reader, self.reader.far
+        seq = reader.near.seq
+        for ident, flight in lead.items():
+            flight.tags = None if self.recipe.discovery is not None else self.jobs[ident].tags
+        rights: dict[Any, Right | None] = dict.fromkeys(lead)
+        local = far is None
+        if far is not None:
+            try:
+                rights = await self._ask(far, lead, seq)
+            except BackendError as error:
+                if reader.strict:
+                    for ident, flight in lead.items():
+                        flight.land(error=error)
+                        self.outcomes[ident] = Outcome(error=error)
+                    return
+                local = True
+        open_ = [ident for ident in lead if ident not in self.outcomes]
+        if open_:
+            await self._load(open_, lead, rights, seq, local)
+
+    async def _ask(self, far: Far, lead: dict[Any, Flight], seq: int) -> dict[Any, Right | None]:
+        reader, world, recipe = self.reader, self.world, self.recipe
+        if len(reader.invalidator.pending):
+            await reader.invalidator.settle(world)
+        idents = list(lead)
+        jobs = [self.jobs[ident] for ident in idents]
+        tags = [job.tags for job in jobs]
+        keys = [job.place.text or "" for job in jobs]
+        deadline = far.deadline(world)
+        founds = await far.read(world, keys, tags, recipe.codec, deadline)
+        missing: list[tuple[Any, str, Found, tuple[str, ...]]] = []
+        for ident, job, key, found in zip(idents, jobs, keys, founds, strict=True):
+            if found.readable:
+                self.outcomes[ident] = reader.serve(world, job, lead[ident], seq, found)
+            else:
+                missing.append((ident, key, found, job.tags))
+        answers = await far.acquire_many(
+            world,
+            [m[1:] for m in missing],
+            recipe.policy.lease,
+            nonce_life(recipe.policy),
+            deadline,
+        )
+        return {
+            ident: answer if isinstance(answer, Right) else None
+            for (ident, *_), answer in zip(missing, answers, strict=True)
+        }
+
+    async def _load(
+        self,
+        open_: Sequence[Any],
+        lead: dict[Any, Flight],
+        rights: dict[Any, Right | None],
+        seq: int,
+        local: bool,
+    ) -> None:
+        reader, world, tally = self.reader, self.world, self.recipe.tally
+        positions = [self.first[ident] for ident in open_]
+        for ident in open_:
+            lead[ident].loading = True
+        started = reader.runtime.clock()
+        tally.loads += 1
+        tally.misses += len(open_)
+        outcome = await world.bounded(
+            lambda w: self.load(w, positions), self.recipe.policy.load_timeout
+        )
+        cost = reader.runtime.clock() - started
+        if outcome is None:
+            outcome = Outcome(error=reader.too_slow(self.jobs[open_[0]]))
+        if outcome.error is not None:
+            tally.errors += 1
+            for ident in open_:
+                right = rights.get(ident)
+                if right is not None:
+                    await reader.filler.give_back(world, self.jobs[ident].place, right)
+                lead[ident].land(error=outcome.error)
+                self.outcomes[ident] = outcome
+            return
+        for ident, position in zip(open_, positions, strict=True):
+            value = outcome.value.get(position, MISSING)
+            job, right = self.jobs[ident], rights.get(ident)
+            certain = right is not None or local
+            if value is MISSING:
+                if right is not None:
+                    await reader.filler.give_back(world, job.place, right)
+            else:
+                certain = await reader.filler.fill(
+                    world, job, value, cost, lead[ident], seq, right, job.tags, local=local
+                )
+            lead[ident].land(value, certain=certain)
+            self.outcomes[ident] = Outcome(value)

@@ -1,0 +1,224 @@
+"""Write-back (write-behind): a put returns once it is logged; batches go to the source later."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.ops import Dead, Flushed, Op, OpKind
+from ..core.outcome import Outcome
+from ..core.policy import Batching, Retrying, seconds
+from ..errors import ConfigurationError, WriteBackClosed
+from ..logs.memory import MemoryLog
+from ..runtime import AnyWorld
+from .base import CLOSE_TIMEOUT, Strategy
+from .flusher import Flusher
+from .parts import Parts
+from .source import call
+from .writer import Written
+
+
+class WriteBack(Strategy):
+    """Fast writes: ``put`` and ``delete`` return when the operation is in the log; a worker
+    writes batches of ``batch`` operations, or what has waited ``delay``, newest per key only.
+
+    ``log="memory"`` is the only level so far: what is not yet written dies with the process, so it
+    must be asked for. Reads of this process see the unwritten value at once; other processes see
+    it when it is in the source. At most ``max_pending`` keys wait: then a put blocks up to
+    ``block`` and raises QueueFull; nothing is ever dropped. ``store_many`` may return
+    {id: error} for rows it refused. ``wait``/``stop`` are tenacity objects. ``flush`` and
+    ``close`` tell what was applied, parked and left."""
+
+    description = "a write is logged, and reaches the source in batches"
+
+    def _own_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        self._log_name = options.pop("log", None)
+        self._sink = options.pop("sink", None)
+        self._batching = Batching(
+            size=options.pop("batch", 100),
+            delay=seconds(options.pop("delay", 0.2), "delay"),
+            max_pending=options.pop("max_pending", 10_000),
+            block=seconds(options.pop("block", 5.0), "block"),
+            rate=options.pop("rate", None),
+        )
+        retry = options.pop("retry", None)
+        self._retrying = retry if isinstance(retry, Retrying) else Retrying()
+        self._tenacity = {
+            "wait": options.pop("wait_between", None),
+            "stop": options.pop("stop", None),
+        }
+        if self._log_name != "memory":
+            raise ConfigurationError(
+                f'WriteBack(log={self._log_name!r}): no such log; say log="memory" for the one in '
+                "this process's memory (unwritten operations are lost if the process dies)"
+            )
+        return options
+
+    def _bind(self, parts: Parts) -> None:
+        super()._bind(parts)
+        self._closed = False
+        self._order = threading.RLock()
+        self._start_over()
+        parts.closers.append(self)
+        parts.runtime.on_fork(self._start_over)
+        mine = weakref.ref(self)
+
+        def at_exit() -> None:
+            strategy = mine()
+            if strategy is not None:
+                strategy.close()
+
+        self._at_exit = at_exit
+        atexit.register(at_exit)
+
+    def _start_over(self) -> None:
+        # Also in a forked child: it flushes nothing of the parent's.
+        runtime = self._parts.runtime
+        self._order = threading.RLock()
+        self.log = MemoryLog(runtime.clock, self._batching.max_pending)
+        self._flusher = Flusher(
+            self.name,
+            runtime,
+            self._parts.meter,
+            self.log,
+            self._apply,
+            self._written,
+            self._refused,
+            batching=self._batching,
+            retrying=self._retrying,
+            is_async=self.source.is_async,
+            **self._tenacity,
+        )
+
+    # -- writing --------------------------------------------------------------------------
+
+    async def _put_many(self, world: AnyWorld, values: Mapping[Any, Any]) -> Outcome:
+        return await self._accept(world, OpKind.PUT, list(values.items()))
+
+    async def _delete_many(self, world: AnyWorld, ids: Sequence[Any]) -> Outcome:
+        return await self._accept(world, OpKind.DELETE, [(id, None) for id in ids])
+
+    async def _accept(
+        self, world: AnyWorld, kind: OpKind, pairs: Sequence[tuple[Any, Any]]
+    ) -> Outcome:
+        if self._closed:
+            return Outcome(error=WriteBackClosed(f"{self.name} is closed; nothing was accepted"))
+        deadline = world.deadline(self._batching.block)
+        for id, value in pairs:
+            place = self.place(id)
+            while True:
+                # One lock over log and near tier: both see racing puts in one order.
+                with self._order:
+                    op = self.log.append_now(kind, place.ident, value, id)
+                    if op is not None:
+                        self._show(kind, place, id, value)
+                        break
+                self._flusher.start(world)
+                if deadline.passed():
+                    return Outcome(error=self.log.full())
+                await world.run(self.log.wait_for_room, deadline.left())
+        self._flusher.start(world)
+        return Outcome(Written())
+
+    def _show(self, kind: OpKind, place: Any, id: Any, value: Any) -> None:
+        """Let reads of this process see the operation."""
+        parts = self._parts
+        for world in parts.runtime.worlds():
+            world.flights.detach(place.ident)
+        filler = parts.reader.filler
+        span = filler.span(self.policy, value, 0.0, self.name) if kind is OpKind.PUT else None
+        if (
+            parts.off
+            or span is None
+            or not parts.near.store(
+                place, value, span, tags=self._tags(id, value), seq=parts.near.seq
+            )
+        ):
+            parts.near.kill([place])
+
+    # -- reading: the overlay first -------------------------------------------------------
+
+    async def _get(self, world: AnyWorld, id: Any) -> Outcome:
+        op = self.log.pending(self.place(id).ident)
+        if op is not None:
+            return Outcome(op.value)
+        return await super()._get(world, id)
+
+    async def _get_many(self, world: AnyWorld, ids: Sequence[Any]) -> Outcome:
+        waiting = {id: self.log.pending(self.place(id).ident) for id in ids}
+        dirty = {id: op for id, op in waiting.items() if op is not None}
+        clean = [id for id in ids if id not in dirty]
+        outcome = await super()._get_many(world, clean) if clean else Outcome({})
+        if outcome.error is not None or not dirty:
+            return outcome
+        written = {id: op.value for id, op in dirty.items() if op.value is not None}
+        return Outcome({**outcome.value, **written})
+
+    # -- the worker's side ----------------------------------------------------------------
+
+    async def _apply(self, world: AnyWorld, ops: Sequence[Op]) -> Outcome:
+        if self._sink is not None:
+            return await call(world, self._sink.write_many, list(ops))
+        puts = {op.id: op.value for op in ops if op.kind is OpKind.PUT}
+        deletes = [op.id for op in ops if op.kind is OpKind.DELETE]
+        failed: dict[Any, Any] = {}
+        if puts:
+            outcome = await self.source.stored_many(world, puts)
+            if outcome.error is not None:
+                return outcome
+            if isinstance(outcome.value, Mapping):
+                failed.update(outcome.value)
+        if deletes:
+            outcome = await self.source.deleted_many(world, deletes)
+            if outcome.error is not None:
+                return outcome
+            if isinstance(outcome.value, Mapping):
+                failed.update(outcome.value)
+        return Outcome(failed)
+
+    async def _written(self, world: AnyWorld, ops: Sequence[Op]) -> None:
+        """The source has them: whatever other processes loaded before is outdated."""
+        texts = [str(op.key) for op in ops]
+        drops = [t for op in ops for t in self._dropped(op.id, op.value)]
+        invalidator = self._parts.invalidator
+        await invalidator.tell(world, texts, drops, replay=True)
+        if drops:
+            invalidator.detach((), drops)
+
+    async def _refused(self, world: AnyWorld, ops: Sequence[Op]) -> None:
+        """The source will never have them: this process must not show them either."""
+        await self._parts.invalidator.invalidate(world, [self.place(op.id) for op in ops])
+
+    # -- draining -------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> Flushed:
+        self._parts_()
+        return self._flusher.flush(timeout)
+
+    async def _flush_async(self, timeout: float | None) -> Flushed:
+        return await self._flusher.flush_async(self._parts.runtime.asyncio(), timeout)
+
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> Flushed:
+        self._closed = True
+        flushed = self._flusher.flush(timeout)
+        self._flusher.end()
+        atexit.unregister(self._at_exit)
+        return flushed
+
+    async def _close_async(self, timeout: float) -> Flushed:
+        self._closed = True
+        flushed = await self._flush_async(timeout)
+        await self._parts.runtime.asyncio().run(self._flusher.end)
+        atexit.unregister(self._at_exit)
+        return flushed
+
+    def depth(self) -> int:
+        """How many keys have an unwritten operation."""
+        return self.log.depth()
+
+    def dead(self) -> list[Dead]:
+        """What the source refused for good, with its errors."""
+        return self.log.dead()

@@ -1,0 +1,126 @@
+"""Settings -> parts. The only room that knows every concrete class."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from .codecs import resolve
+from .core.breaker import Breaker
+from .core.near import Near
+from .core.policy import Policy
+from .errors import ConfigurationError
+from .invalidation import Invalidator
+from .observe import Meter
+from .protocols import Backend
+from .runtime import Runtime, Ticker
+from .settings import Settings, safe_url
+from .strategies.parts import Parts
+from .strategies.reader import Reader
+from .strategies.writer import Writer
+from .tiers import Far
+
+# URL scheme -> factory, imported on first use.
+_BACKENDS = {
+    "redis": "cachekit.backends.redis:RedisBackend",
+    "rediss": "cachekit.backends.redis:RedisBackend",
+    "unix": "cachekit.backends.redis:RedisBackend",
+    "redis+cluster": "cachekit.backends.redis:RedisBackend",
+    "redis+sentinel": "cachekit.backends.redis:RedisBackend",
+    "memcached": "cachekit.backends.memcached:MemcachedBackend",
+    "sqlite": "cachekit.backends.sqlite:SQLiteBackend",
+}
+_GROUP = "cachekit.backends"
+
+
+def backend_for(settings: Settings) -> Backend | None:
+    """The far tier's backend, or None for an embedded cache. Does no I/O."""
+    if settings.backend is not None:
+        return settings.backend
+    url = settings.url
+    if url is None or url == "memory://":
+        return None
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise ConfigurationError(
+            f"{scheme!r} is not a URL; write e.g. redis://localhost:6379/0, "
+            "memcached://localhost:11211 or sqlite:///cache.db"
+        )
+    path = _BACKENDS.get(scheme)
+    factory: Any
+    if path is not None:
+        module, _, name = path.partition(":")
+        factory = getattr(import_module(module), name)
+    else:
+        from importlib.metadata import entry_points
+
+        points = {point.name: point for point in entry_points(group=_GROUP)}
+        if scheme not in points:
+            known = ", ".join(sorted({"memory", *_BACKENDS, *points}))
+            raise ConfigurationError(f"{safe_url(url)}: no backend {scheme!r}; known: {known}")
+        factory = points[scheme].load()
+    backend: Backend = factory(url, namespace=settings.namespace, timeout=settings.timeout)
+    return backend
+
+
+def build(settings: Settings, runtime: Runtime | None = None) -> Parts:
+    """Put a cache together. Opens nothing, starts nothing.
+
+    Raises ConfigurationError naming what does not fit together."""
+    runtime = runtime or Runtime()
+    meter = Meter(settings.observers)
+    near = Near(
+        runtime.clock,
+        max_entries=settings.max_entries,
+        max_weight=settings.max_weight,
+        weigh=settings.weigh,
+        mapping=settings.near,
+    )
+    codec = resolve(settings.codec)
+    backend = backend_for(settings)
+    far = None
+    if backend is not None:
+        check_codec(codec.safe, backend)
+        far = Far(
+            backend,
+            runtime,
+            meter,
+            timeout=settings.timeout,
+            breaker=Breaker(runtime.clock, settings.breaker_failures, settings.breaker_reset),
+            max_value=settings.max_value,
+        )
+    invalidator = Invalidator(runtime, near, far, meter, replay=settings.invalidation == "replay")
+    reader = Reader(
+        runtime,
+        near,
+        far,
+        invalidator,
+        meter,
+        strict=settings.strict,
+        bound=settings.bound() if far is not None else None,
+    )
+    writer = Writer(runtime, near, far, invalidator, reader.filler, meter, strict=settings.strict)
+    coarse = settings.clock == "coarse"
+    return Parts(
+        runtime=runtime,
+        meter=meter,
+        near=near,
+        far=far,
+        invalidator=invalidator,
+        reader=reader,
+        writer=writer,
+        policy=Policy.make(ttl=settings.ttl, **dict(settings.policy or {})),
+        codec=codec,
+        clock=Ticker(runtime) if coarse else runtime.clock,
+        coarse=coarse,
+        count=settings.stats,
+    )
+
+
+def check_codec(safe: bool, backend: Backend) -> None:
+    """Refuse a codec that runs code from bytes others can write."""
+    if not safe:
+        raise ConfigurationError(
+            f"{backend.name}: an unsigned pickle must not be read from a store that others can "
+            "write; give codec=cachekit.codecs.Pickle(secret=...), or keep the default codec"
+        )
