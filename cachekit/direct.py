@@ -11,12 +11,12 @@ from .core.outcome import Outcome
 from .core.place import Place
 from .core.policy import Policy, Ttl
 from .errors import BackendError
+from .packing import Right
 from .runtime import AnyWorld
 from .strategies.many import peek_many, read_many
 from .strategies.parts import Parts
 from .strategies.reader import Job, Recipe
 from .strategies.source import call
-from .tiers import Right
 
 
 class Direct:
@@ -69,7 +69,7 @@ class Direct:
                 right = await far.nonces(world, key, labels, parts.runtime.token(), None, deadline)
                 if right is None:
                     return False
-                data = far.pack(key, value, parts.codec, span, 0.0, right)
+                data = far.packer.pack(key, value, parts.codec, span, 0.0, right)
                 if not await far.put(world, key, right, data, span, deadline):
                     return False
             except BackendError:
@@ -163,7 +163,7 @@ class Direct:
             )
             if not isinstance(right, Right):
                 return False
-            data = far.pack(key, found.value, parts.codec, span, 0.0, right)
+            data = far.packer.pack(key, found.value, parts.codec, span, 0.0, right)
             return await far.fill(world, key, right, data, span, deadline)
         except BackendError:
             if parts.reader.strict:

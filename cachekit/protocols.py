@@ -21,8 +21,8 @@ from .core.deadline import Deadline
 from .core.ops import Dead, Flushed, Op, OpKind
 
 __all__ = [
-    "TOKEN_BYTES",
     "NOTHING",
+    "TOKEN_BYTES",
     "AsyncLoader",
     "Backend",
     "BackendFactory",

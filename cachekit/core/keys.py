@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Hashable, Sequence
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from pathlib import PurePath
@@ -67,7 +67,7 @@ def _decimal(value: Decimal) -> str:
 def _datetime(value: datetime) -> str:
     if value.tzinfo is None:
         return f"datetime({value.isoformat()})"
-    return f"datetime({value.astimezone(timezone.utc).isoformat()})"
+    return f"datetime({value.astimezone(UTC).isoformat()})"
 
 
 _LITERALS: Final[dict[type, Callable[[Any], str]]] = {
@@ -106,7 +106,7 @@ def literal(value: Any) -> str:
     if own is not None and not isinstance(value, type):
         return f"{ascii(class_name(type(value)))[1:-1]}<{literal(own())}>"
     if isinstance(value, PurePath):
-        return f"{type(value).__name__}({ascii(str(value))})"
+        return f"{type(value).__name__}({str(value)!a})"
     if isinstance(value, type):
         return f"class({ascii(class_name(value))[1:-1]})"
     raise KeyEncodingError(f"a {class_name(type(value))} has no stable text form")
@@ -171,7 +171,7 @@ def named(
     return result
 
 
-_SAFE: Final = re.compile(r"[!-$&-}]{1,%d}\Z" % MAX_KEY)  # printable ASCII but % and ~
+_SAFE: Final = re.compile(rf"[!-$&-}}]{{1,{MAX_KEY}}}\Z")  # printable ASCII but % and ~
 
 
 def physical(text: str) -> str:

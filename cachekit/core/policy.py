@@ -78,7 +78,7 @@ class Policy:
       source's own deadline for a write.
     """
 
-    ttl: float | None | Callable[[Any], Duration | None] = None
+    ttl: float | Callable[[Any], Duration | None] | None = None
     grace: float = 0.0
     early: float | None = None
     beta: float | None = None

@@ -1,6 +1,7 @@
 """How reads and writes go through cache and source: one class per strategy, all exchangeable."""
 
-from .base import AsyncStrategy, Strategy
+from .aio import AsyncStrategy
+from .base import Strategy
 from .cache_aside import CacheAside
 from .read_through import ReadThrough
 from .refresh_ahead import RefreshAhead

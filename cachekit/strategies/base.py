@@ -16,6 +16,7 @@ from ..core.templates import Template, compile_template
 from ..errors import ConfigurationError
 from ..protocols import Codec
 from ..runtime import AnyWorld, drive
+from .aio import CLOSE_TIMEOUT, AsyncStrategy
 from .discovery import Discovery
 from .many import read_many
 from .parts import HasParts, Parts
@@ -23,7 +24,6 @@ from .reader import Job, Recipe
 from .source import Source
 from .writer import Target, Written
 
-CLOSE_TIMEOUT = 10.0
 _RESULT = ("value", "result")
 _SOURCE = tuple(Source.__dataclass_fields__)
 
@@ -327,46 +327,6 @@ class Strategy:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({getattr(self, 'name', 'unbound')})"
-
-
-class AsyncStrategy:
-    """The async face of a strategy: same verbs, same cache, same counters."""
-
-    def __init__(self, strategy: Strategy) -> None:
-        self.strategy = strategy
-        self._runtime = strategy._parts_().runtime
-
-    async def get(self, id: Any, default: Any = None) -> Any:
-        value = (await self.strategy._get(self._runtime.asyncio(), id)).settle()
-        return default if value is None else self.strategy._own(value)
-
-    async def get_many(self, ids: Iterable[Any]) -> dict[Any, Any]:
-        outcome = await self.strategy._get_many(self._runtime.asyncio(), list(ids))
-        return self.strategy._own(outcome.settle())  # type: ignore[no-any-return]  # Outcome carries Any
-
-    async def put(self, id: Any, value: Any) -> Written:
-        return await self.put_many({id: value})
-
-    async def put_many(self, values: Mapping[Any, Any]) -> Written:
-        own = self.strategy._own(dict(values))
-        outcome = await self.strategy._put_many(self._runtime.asyncio(), own)
-        return outcome.settle()  # type: ignore[no-any-return]  # Outcome carries Any
-
-    async def delete(self, id: Any) -> Written:
-        return await self.delete_many([id])
-
-    async def delete_many(self, ids: Iterable[Any]) -> Written:
-        outcome = await self.strategy._delete_many(self._runtime.asyncio(), list(ids))
-        return outcome.settle()  # type: ignore[no-any-return]  # Outcome carries Any
-
-    async def invalidate(self, *ids: Any) -> None:
-        await self.strategy._invalidate(self._runtime.asyncio(), ids)
-
-    async def flush(self, timeout: float | None = None) -> Flushed:
-        return await self.strategy._flush_async(timeout)
-
-    async def close(self, timeout: float = CLOSE_TIMEOUT) -> Flushed:
-        return await self.strategy._close_async(timeout)
 
 
 def _merged(base: Policy, options: dict[str, Any]) -> Policy:

@@ -10,9 +10,10 @@ from ..core.place import Place
 from ..core.policy import Policy, Span
 from ..errors import BackendError, CodecError
 from ..observe import Meter
+from ..packing import Right
 from ..protocols import Codec
 from ..runtime import AnyWorld, Runtime
-from ..tiers import Far, Right
+from ..tiers import Far
 
 if TYPE_CHECKING:
     from .reader import Job
@@ -81,7 +82,7 @@ class Filler:
     ) -> bytes | None:
         """The entry's bytes; None for a value that can not be stored exactly (counted, told once)."""
         try:
-            return far.pack(place.text or "", value, codec, span, cost, right)
+            return far.packer.pack(place.text or "", value, codec, span, cost, right)
         except CodecError as error:
             self.meter.event("refused_values", function=name)
             self.meter.warn_once(f"codec {name}", "%s: not cached: %s", name, error)

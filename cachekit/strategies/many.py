@@ -11,8 +11,9 @@ from ..core.outcome import Outcome
 from ..core.place import Place
 from ..core.policy import Span
 from ..errors import BackendError
+from ..packing import Found, Right
 from ..runtime import AnyWorld
-from ..tiers import Far, Found, Right
+from ..tiers import Far
 from .reader import Job, Reader, Recipe, nonce_life
 
 # Loads these positions; the outcome's value is {position: value}, absent ones left out.

@@ -19,9 +19,10 @@ from ..core.policy import Policy, Span
 from ..errors import BackendError, LoadTimeoutError, ReentryError
 from ..invalidation import Invalidator
 from ..observe import Meter
+from ..packing import Found, Right
 from ..protocols import Codec, SlotState
 from ..runtime import AnyWorld, Runtime
-from ..tiers import Far, Found, Right
+from ..tiers import Far
 from .discovery import Discovery
 from .filling import Filler
 

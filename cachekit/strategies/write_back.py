@@ -14,7 +14,8 @@ from ..core.policy import Batching, Retrying, seconds
 from ..errors import ConfigurationError, WriteBackClosed
 from ..logs.memory import MemoryLog
 from ..runtime import AnyWorld
-from .base import CLOSE_TIMEOUT, Strategy
+from .aio import CLOSE_TIMEOUT
+from .base import Strategy
 from .flusher import Flusher
 from .parts import Parts
 from .source import call

@@ -18,8 +18,9 @@ from ..core.policy import Span
 from ..errors import BackendError
 from ..invalidation import Invalidator
 from ..observe import Meter
+from ..packing import Right
 from ..runtime import AnyWorld, Runtime
-from ..tiers import Far, Right
+from ..tiers import Far
 from .filling import Filler
 from .reader import Recipe
 

