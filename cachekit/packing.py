@@ -1,4 +1,4 @@
-"""Between values and the bytes of a far entry: codec, envelope, and the verdict on what was read."""
+"""Between values and far bytes: codec, envelope, and the verdict on what was read."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ def repository(
 
     The object's own methods are found by name (``load``/``get``/``find``/``fetch``,
     ``save``/``store``/``put``/``upsert``, ``delete``/``remove``, and ``..._many``), or named here;
-    all others pass through. ``id`` is the record's attribute (or mapping key) that identifies it, or a
-    function of the record; ``key`` a template ("order:{id}", default: the class's name).
+    all others pass through. ``id`` is the record's attribute (or mapping key) that identifies it,
+    or a function of the record; ``key`` a template ("order:{id}", default: the class's name).
     ``absent``: exceptions of ``load`` that mean "there is none", cached as such (``None`` always
     does; ``negative_ttl`` bounds it). ``strategy``: a class, or a description such as
     ``WriteBack(log="memory")``; default WriteThrough. Options are the strategy's (``ttl``,

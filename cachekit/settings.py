@@ -30,7 +30,8 @@ class Settings:
     - ``strict``: backend errors reach the caller.
     - ``coherence``: how near tiers of other processes follow: seconds for which a near copy of a
       shared entry is trusted (default 1.0), or "strict" (every read asks the far tier).
-    - ``invalidation``: "raise" (InvalidationFailed) or "replay" (queued until the far tier is back).
+    - ``invalidation``: "raise" (InvalidationFailed) or "replay" (queued until the far tier is
+      back).
     - ``codec``: "json" (exact, the default), "msgpack", "pickle", "raw" or a codec object.
     - ``clock``: "precise", or "coarse" (entries may live 5 ms longer; hits cost less).
     - ``stats``: "exact", or "sampled" (hit counts become lower bounds; hits cost less).

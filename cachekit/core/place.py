@@ -1,4 +1,4 @@
-"""Where a key lives in the near tier: table (one function), shelf (its entries), place (one key)."""
+"""Where a key lives in the near tier: a function's table, an instance's shelf, a key's place."""
 
 from __future__ import annotations
 

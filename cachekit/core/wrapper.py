@@ -125,8 +125,9 @@ class _Source:
         counting = f"{n('e')}.uses += 1.0" if shape.count == "exact" else f"{n('e')}.uses = 2.0"
         call = f"{n('slow')}({values}, {self._positional()}, {self._keywords()})"
         awaited = "await " if self.is_async else ""
+        cells = [*map(n, ("hot", "clock", "epoch", "slow", "type", "id")), *reads]
         lines = [
-            f"def {self.factory}({', '.join([*map(n, ('hot', 'clock', 'epoch', 'slow', 'type', 'id')), *reads])}):",
+            f"def {self.factory}({', '.join(cells)}):",
             f"    {'async ' if self.is_async else ''}def {n('call')}({self._parameters()}):",
             "        try:",
             f"            {n('e')} = {table}[{key}]",

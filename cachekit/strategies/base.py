@@ -33,10 +33,12 @@ class Strategy:
 
     ``key`` is a template with the id as its one name ("user:{id}") or a function of the id;
     ``tags`` are templates over the same name and ``value`` ("team:{value.team_id}"), or a
-    function of the value; ``copy=True`` hands out and keeps deep copies; ``invalidates`` are tags dropped after each write. Policy options as
-    in :class:`cachekit.Policy`. Without a cache this is a description that
-    ``cache.repository`` or :meth:`bound` completes. Verbs are plain; ``.aio`` has the same ones as
-    coroutines. Source functions may be plain or async (async ones need ``.aio``).
+    function of the value; ``invalidates`` are tags dropped after each write; ``copy=True`` hands
+    out and keeps deep copies. Policy options as in :class:`cachekit.Policy`.
+
+    Without a cache this is a description that ``cache.repository`` or :meth:`bound` completes.
+    Verbs are plain; ``.aio`` has the same ones as coroutines. Source functions may be plain or
+    async (async ones need ``.aio``).
     """
 
     waits: ClassVar[bool] = True  # for another process's load of the same key

@@ -80,7 +80,7 @@ class Filler:
         right: Right,
         name: str,
     ) -> bytes | None:
-        """The entry's bytes; None for a value that can not be stored exactly (counted, told once)."""
+        """The entry's bytes; None for a value that can not be stored exactly (counted)."""
         try:
             return far.packer.pack(place.text or "", value, codec, span, cost, right)
         except CodecError as error:
