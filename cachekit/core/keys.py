@@ -39,7 +39,7 @@ def _float(value: float) -> str:
 
 def _int(value: int) -> str:
     # repr of more than 4300 digits is refused by the interpreter; hex is not.
-    return repr(value) if -(10**4000) < value < 10**4000 else hex(value)
+    return repr(value) if value.bit_length() < 13_000 else hex(value)
 
 
 def _tuple(value: tuple[Any, ...]) -> str:

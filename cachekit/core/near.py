@@ -107,11 +107,7 @@ class Near:
             if entry is not None and entry.types == place.types:
                 return entry
         entry = shelf.side.get(place.typed) if shelf.side else None
-        if (
-            entry is None
-            and place.text is not None
-            and (shelf.table.indexed or not place.primitive)
-        ):
+        if entry is None and place.text is not None:
             entry = self._texts.get(place.text)
         return entry
 

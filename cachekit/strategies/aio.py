@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..core.entry import MISSING
 from ..core.ops import Flushed
 from .writer import Written
 
@@ -22,7 +23,9 @@ class AsyncStrategy:
         self._runtime = strategy._parts_().runtime
 
     async def get(self, id: Any, default: Any = None) -> Any:
-        value = (await self.strategy._get(self._runtime.asyncio(), id)).settle()
+        value = self.strategy._hit(id)
+        if value is MISSING:
+            value = (await self.strategy._get(self._runtime.asyncio(), id)).settle()
         return default if value is None else self.strategy._own(value)
 
     async def get_many(self, ids: Iterable[Any]) -> dict[Any, Any]:

@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any, ClassVar, Self
 
 from ..core import keys as keytext
-from ..core.entry import MISSING
+from ..core.entry import MISSING, Entry
 from ..core.ops import Flushed
 from ..core.outcome import Outcome
 from ..core.place import Place
@@ -65,6 +65,7 @@ class Strategy:
         }
         self._cache = cache
         self._aio: AsyncStrategy | None = None
+        self._hot: dict[Any, Entry] = {}
         self._copies = bool(options.pop("copy", False))
         source = {k: options.pop(k) for k in _SOURCE if k in options}
         self.source = Source(**source)
@@ -128,6 +129,9 @@ class Strategy:
             else None,
         )
         self._table = table
+        # An id that is the whole key finds its entry by itself; others build their key first.
+        plain = self._key is None or self._key.fields != (self._id_name,)
+        self._hot = {} if plain else table.shelf.hot
         from ..codecs import resolve
 
         codec = parts.codec if options["codec"] is None else resolve(options["codec"])
@@ -261,11 +265,30 @@ class Strategy:
             drop=[t for id in ids for t in self._dropped(id)],
         )
 
+    def _hit(self, id: Any) -> Any:
+        """The near tier's value of an id without key, flight or lock; MISSING if that is not
+        enough to answer."""
+        try:
+            entry = self._hot[id]
+            if (
+                entry.types is type(id)
+                and entry.epoch is self._table.epoch
+                and self._parts.runtime.clock() < entry.deadline
+                and not self._parts.off
+            ):
+                entry.uses += 1.0
+                return entry.value
+        except Exception:  # whatever an id's __hash__ raises comes again on the slow road
+            return MISSING
+        return MISSING
+
     # -- the plain face -------------------------------------------------------------------
 
     def get(self, id: Any, default: Any = None) -> Any:
         """The value, from the cache or the source; ``default`` where the source has nothing."""
-        value = self._run(self._get(self._parts_().runtime.threads, id))
+        value = self._hit(id)
+        if value is MISSING:
+            value = self._run(self._get(self._parts_().runtime.threads, id))
         return default if value is None else self._own(value)
 
     def get_many(self, ids: Iterable[Any]) -> dict[Any, Any]:

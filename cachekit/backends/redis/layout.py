@@ -19,7 +19,7 @@ T     kind, 1; token (16). Its ttl is the lease.
 E     kind, 1; stamp (16); data
 R     kind, 1; stamp (16); refresh token (16); end of its lease (14 characters: the
       milliseconds of the slot's own ttl that will be left then, maybe negative); data.
-      A token of 16 zero bytes means that it was given back.
+      A token of 16 zero bytes, its lease over at once, means that it was given back.
 B     kind, 1; contested (``0`` or ``1``); writer ids (16 each). Its ttl is the longest lease.
 ====  ==================================================================================
 

@@ -142,7 +142,7 @@ RELEASE = Script(
 if k == 'T' and string.sub(h, 3, 18) == ARGV[1] then
   redis.call('DEL', key)
 elseif k == 'R' and string.sub(h, 19, 34) == ARGV[1] then
-  redis.call('SETRANGE', key, 18, string.rep('\0', 16))
+  redis.call('SETRANGE', key, 18, string.rep('\0', 16) .. string.rep('9', 14))
   if tonumber(string.sub(h, 35, 48)) > FOR_EVER then redis.call('PERSIST', key) end
 end
 return 1

@@ -1,0 +1,192 @@
+"""Backends x strategies: opens what is asked for, then runs it row by row."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import CacheKitError, ConfigurationError
+from .course import Bounds, Stop
+from .result import Outcome, Result
+from .runner import measure
+from .source import Source, open_source, payload
+from .subjects import NO_CACHE, STRATEGIES, WRITE_BACK_LEVEL, Idle, NoCache, Recipe, Strategy
+from .workloads import Plan
+
+BACKENDS = ("memory", "sqlite", "redis", "memcached")
+_HARNESS_OPERATIONS = 20_000
+
+Progress = Callable[[str, int, int, float], None]  # row, its number, how many rows, share done
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to run. ``backends`` empty: every one that this machine can start."""
+
+    plan: Plan
+    bounds: Bounds
+    backends: Sequence[str]
+    strategies: Sequence[str]
+    source: str
+    source_delay: float
+    ttl: float | None
+    value_size: int
+    capacity: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A backend that answers. ``url`` gives a fresh URL for each row; None = embedded."""
+
+    name: str
+    url: Callable[[], str | None]
+
+
+def hide_secrets(text: str) -> str:
+    """URLs without user and password."""
+    return re.sub(r"(\w://)[^@/\s]*@", r"\1", text)
+
+
+@contextmanager
+def ready(request: Request, outcome: Outcome) -> Iterator[Callable[[Stop, Progress], None]]:
+    """Open source and backends; what it gives runs the rows, appending them to the outcome.
+
+    Raises ConfigurationError for whatever was asked for and does not answer."""
+    with ExitStack() as stack:
+        folder = Path(
+            stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="cachekit-bench-", ignore_cleanup_errors=True)
+            )
+        )
+        source = open_source(request.source, folder=folder, delay=request.source_delay)
+        stack.callback(source.close)
+        outcome.source = source.name
+        places: list[Place] = []
+        if any(name != NO_CACHE for name in request.strategies):
+            places = _open(request.backends, folder, stack, outcome.skipped)
+
+        def run(stop: Stop, progress: Progress) -> None:
+            _run(request, source, places, outcome, stop, progress)
+
+        yield run
+
+
+def _run(
+    request: Request,
+    source: Source,
+    places: Sequence[Place],
+    outcome: Outcome,
+    stop: Stop,
+    progress: Progress,
+) -> None:
+    source.prepare(request.plan.records, payload(request.value_size, request.seed))
+    outcome.harness = _harness(request, source, stop)
+    rows: list[tuple[str, str, Recipe]] = [("none", NO_CACHE, NoCache())]
+    for place in places:
+        for name in request.strategies:
+            if name != NO_CACHE:
+                rows.append((place.name, name, _strategy(name, place, request)))
+    for number, (backend, strategy, recipe) in enumerate(rows):
+        if stop.requested:
+            break
+        label = f"{backend} / {strategy}"
+
+        def report(share: float, label: str = label, number: int = number) -> None:
+            progress(label, number, len(rows), share)
+
+        report(0.0)
+        try:
+            measured = measure(
+                recipe, request.plan, request.bounds, source, stop=stop, report=report
+            )
+        except Exception as error:  # one broken row must not take the others with it
+            outcome.failed.append(f"{label}: {type(error).__name__}: {hide_secrets(str(error))}")
+            continue
+        level = WRITE_BACK_LEVEL if strategy == "write-back" else None
+        outcome.results.append(Result(backend, strategy, level, measured))
+    outcome.interrupted = stop.requested
+
+
+def _strategy(name: str, place: Place, request: Request) -> Strategy:
+    options: dict[str, Any] = {
+        "max_entries": request.capacity,
+        "namespace": f"bench-{secrets.token_hex(4)}",
+    }
+    return Strategy(name, place.url, ttl=request.ttl, options=options)
+
+
+def _harness(request: Request, source: Source, stop: Stop) -> float | None:
+    """Operations a second when reads and writes do nothing: the ceiling of every row."""
+    if stop.requested:
+        return None
+    bounds = replace(request.bounds, operations=_HARNESS_OPERATIONS, seconds=None, warmup=0.0)
+    measured = measure(
+        Idle(), request.plan, bounds, source, stop=stop, report=lambda share: None
+    )
+    return measured.tally.done / measured.seconds if measured.tally.done else None
+
+
+def _open(
+    names: Sequence[str], folder: Path, stack: ExitStack, skipped: list[str]
+) -> list[Place]:
+    places = []
+    for name in dict.fromkeys(names or BACKENDS):
+        try:
+            place = _place(name, folder, stack)
+            _probe(place)
+        except CacheKitError as error:
+            if names:
+                raise
+            skipped.append(f"{name}: {error}")
+        else:
+            places.append(place)
+    return places
+
+
+def _place(name: str, folder: Path, stack: ExitStack) -> Place:
+    if "://" in name:
+        return Place(hide_secrets(name), lambda: name)
+    if name == "memory":
+        return Place(name, lambda: None)
+    if name == "sqlite":
+        return Place(name, lambda: f"sqlite:///{folder}/cache-{secrets.token_hex(4)}.db")
+    if name in ("redis", "memcached"):
+        from ..testing import servers
+
+        kind = servers.RedisServer if name == "redis" else servers.MemcachedServer
+        try:
+            url: str = stack.enter_context(kind()).url
+        except (servers.ServerMissing, servers.ServerFailed) as error:
+            raise ConfigurationError(f"no {name} server can be started here: {error}") from error
+        return Place(name, lambda: url)
+    raise ConfigurationError(
+        f"unknown backend {name!r}; give {', '.join(BACKENDS)} or a URL like redis://host:6379/0"
+    )
+
+
+def _probe(place: Place) -> None:
+    """One write and one read that must succeed."""
+    import cachekit
+
+    try:
+        cache = cachekit.Cache(place.url(), strict=True, timeout=2.0, namespace="bench-probe")
+        try:
+            cache.set("probe", 1, ttl=10)
+            cache.get("probe")
+        finally:
+            cache.close()
+    except CacheKitError as error:
+        raise ConfigurationError(
+            f"backend {place.name} refused: {hide_secrets(str(error))}"
+        ) from error
+
+
+def strategies_or_all(names: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(names)) or list(STRATEGIES)
