@@ -7,9 +7,10 @@ from typing import Any
 
 from .core import keys as keytext
 from .core.entry import MISSING, Verdict
+from .core.flights import Flight
 from .core.outcome import Outcome
 from .core.place import Place
-from .core.policy import Policy, Ttl
+from .core.policy import Policy, Span, Ttl
 from .errors import BackendError
 from .packing import Right
 from .runtime import AnyWorld
@@ -58,11 +59,29 @@ class Direct:
         labels = self._labels(tags)
         policy = parts.policy if ttl is None else parts.policy.but(ttl=Policy.make(ttl=ttl).ttl)
         span = policy.spans(value, 0.0, parts.runtime.uniform)
-        parts.invalidator.detach([place], ())
         if span is None or parts.off:
             await parts.invalidator.invalidate(world, [place])
             return False
+        # Detaches running loads, and lets an invalidation before the near fill be seen.
+        flight = parts.reader.take_over(world, place)
+        try:
+            return await self._put(world, place, value, span, labels, flight)
+        finally:
+            world.flights.leave(flight)
+            flight.hand_on()
+
+    async def _put(
+        self,
+        world: AnyWorld,
+        place: Place,
+        value: Any,
+        span: Span,
+        labels: tuple[str, ...],
+        flight: Flight,
+    ) -> bool:
+        parts, key = self.parts, place.text or ""
         seq, far = parts.near.seq, parts.far
+        flight.tags = labels
         if far is not None:
             deadline = far.deadline(world)
             try:
@@ -78,10 +97,7 @@ class Direct:
                 # Whatever lies there is older than this value.
                 parts.invalidator.postpone([("key", key)])
                 return False
-            # A load that began before must not come after.
-            for each in parts.runtime.worlds():
-                each.flights.detach(place.ident)
-        return parts.reader.filler.keep_near(place, value, span, labels, seq, None)
+        return parts.reader.filler.keep_near(place, value, span, labels, seq, flight)
 
     async def get_or_set(
         self,
@@ -146,9 +162,7 @@ class Direct:
             if span is None:
                 await parts.invalidator.invalidate(world, [place])
                 return True
-            extra = entry.extra
-            tags, seq = (extra.tags, extra.seq) if extra is not None else ((), parts.near.seq)
-            return parts.near.store(place, entry.value, span, tags=tags, seq=seq)
+            return parts.near.touch(place, span)
         try:
             deadline = far.deadline(world)
             (found,) = await far.read(world, [key], [()], parts.codec, deadline)

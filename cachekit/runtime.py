@@ -61,6 +61,10 @@ class ThreadWorld:
     async def run(self, fn: Callable[..., Any], *args: Any) -> Any:
         return fn(*args)
 
+    async def aside(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Call a function that may block for long."""
+        return fn(*args)
+
     async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Outcome:
         """Call the user's plain function. A coroutine function can not be called from here."""
         try:
@@ -84,14 +88,23 @@ class ThreadWorld:
         if timeout is None:
             return await load(self)
         context = contextvars.copy_context()
+        landed: list[Outcome] = []
+        done = threading.Event()
+
+        def work() -> None:
+            try:
+                landed.append(context.run(drive, _once(load, self)))
+            except BaseException as error:  # belongs to whoever waits
+                landed.append(Outcome(error=error))
+            finally:
+                done.set()
+
+        # A thread of its own: loads that hang must not use up a pool that others need.
         try:
-            future = self.runtime.pool().submit(context.run, lambda: drive(_once(load, self)))
+            threading.Thread(target=work, name="cachekit-load", daemon=True).start()
         except RuntimeError:  # interpreter shutdown: no new thread can start
             return await load(self)
-        try:
-            return future.result(timeout)
-        except TimeoutError:
-            return future.result() if future.done() else None
+        return landed[0] if done.wait(timeout) else None
 
     async def join(self, flight: Flight, timeout: float | None) -> bool:
         """Wait for a flight to land; False when the timeout (seconds) passed first."""
@@ -125,6 +138,11 @@ class AsyncioWorld:
     async def run(self, fn: Callable[..., Any], *args: Any) -> Any:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.runtime.pool(), fn, *args)
+
+    async def aside(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """Call a function that may block for long: in the loop's own pool of threads, so that
+        the backends' pool stays free."""
+        return await asyncio.to_thread(fn, *args)
 
     async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Outcome:
         """Call the user's function, awaiting what it returns if that is awaitable."""

@@ -134,12 +134,21 @@ class Far:
         """The right to fill ``key`` with these tags, or the state that stands in the way."""
         token = self.runtime.token()
         name = physical(key)
-        grant = await self._use(
-            world,
-            "acquire",
-            deadline,
-            lambda s: s.slots.acquire(name, token, lease, deadline, over=found.stamp, keep=keep),
-        )
+        try:
+            grant = await self._use(
+                world,
+                "acquire",
+                deadline,
+                lambda s: s.slots.acquire(
+                    name, token, lease, deadline, over=found.stamp, keep=keep
+                ),
+            )
+        except BackendError:
+            raise
+        except BaseException:
+            # Cancelled: it may have been granted; nobody should wait for that lease to end.
+            world.spawn(lambda: self._release_quietly(world, key, token), "give back a lease")
+            raise
         if not grant.granted:
             return grant.slot.state
         right = await self.nonces(world, key, tags, token, ttl, deadline, found)
@@ -227,6 +236,12 @@ class Far:
         await self._use(
             world, "release", deadline, lambda s: s.slots.release(name, token, deadline)
         )
+
+    async def _release_quietly(self, world: AnyWorld, key: str, token: bytes) -> None:
+        try:
+            await self.release(world, key, token, self.deadline(world))
+        except BackendError:
+            return  # it ends by itself
 
     # -- invalidating and writing ---------------------------------------------------------
 

@@ -78,6 +78,8 @@ class Buffer:
         """Back to the head of the queue, unless a newer operation waits already."""
         back: dict[Hashable, Op] = {}
         for op in ops:
+            if self._out.get(op.key) is not op:
+                continue  # settled meanwhile
             self._leave(op)
             if op.key in self._waiting:
                 self.superseded += 1

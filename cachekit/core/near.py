@@ -308,6 +308,21 @@ class Near:
         with self.lock:
             self.writers.end([place.ident for place in places], writer)
 
+    def touch(self, place: Place, span: Span) -> bool:
+        """Give a live entry a new span from now; False if it is gone."""
+        with self._section() as free:
+            entry = self._entry(place) if free else None
+            if entry is None or entry.deadline == -INF or not self._tags_hold(entry):
+                return False
+            now = self.clock()
+            extra = entry.extra
+            if extra is not None:
+                extra.expires = now + span.kept
+            elif span.kept != span.fresh:
+                entry.extra = Extra(now + span.kept, (), 0, 0.0, None)
+            entry.deadline = now + span.fresh
+            return True
+
     def postpone(self, place: Place, seconds: float) -> None:
         """Serve a stale value as if fresh for a while: its refresh failed, the source may rest."""
         with self._section() as free:

@@ -103,9 +103,12 @@ class MemoryLog:
         with self._changed:
             return self._buffer.undone_up_to(version)
 
-    def wait_for_work(self, size: int, delay: float, hurry: Callable[[], bool]) -> bool:
+    def wait_for_work(
+        self, size: int, delay: float, hurry: Callable[[], bool], most: float | None = None
+    ) -> bool:
         """Block until a batch is due (``size`` ready, or the oldest ``delay`` seconds old) or
-        ``hurry()``; says whether there is anything to take."""
+        ``hurry()``, at ``most`` so many seconds; says whether a batch is due."""
+        end = None if most is None else self._clock() + most
         with self._changed:
             while not hurry():
                 ready = self._buffer.ready
@@ -115,6 +118,11 @@ class MemoryLog:
                 wait = None if oldest is None else oldest + delay - self._clock()
                 if wait is not None and wait <= 0:
                     return True
+                if end is not None:
+                    left = end - self._clock()
+                    if left <= 0:
+                        return False
+                    wait = left if wait is None else min(wait, left)
                 self._changed.wait(wait)
             return self._buffer.ready > 0
 

@@ -157,6 +157,11 @@ class Filler:
         self.keep_near(place, value, span, own, seq, flight)
         return True
 
+    def give_back_behind(self, world: AnyWorld, place: Place, right: Right | None) -> None:
+        """The same in the background, for a caller that is being cancelled."""
+        if right is not None:
+            world.spawn(lambda: self.give_back(world, place, right), "give back a lease")
+
     async def give_back(self, world: AnyWorld, place: Place, right: Right) -> None:
         """Release the lease without a value."""
         far = self.far

@@ -24,6 +24,8 @@ from ..observe import Meter, log
 from ..runtime import AnyWorld, AsyncioWorld, Runtime, drive
 from .writer import outcome_unknown
 
+IDLE_LOOK = 0.25
+
 # Applies a batch: the outcome's value is {id: error} of what failed (or None).
 Apply = Callable[[AnyWorld, Sequence[Op]], Awaitable[Outcome]]
 # Called with what was applied or parked, before the log lets go of it.
@@ -142,26 +144,37 @@ class Flusher:
         return self._ending.is_set() or (self._hurry > 0 and self.queue.undone(self._hurry) > 0)
 
     async def _work(self, world: AnyWorld) -> None:
-        batching = self.batching
+        batching, mine = self.batching, self._worker
+        # A thread of the loop's pool must come back now and then, or the loop could not end.
+        most = IDLE_LOOK if isinstance(world, AsyncioWorld) else None
         try:
             while True:
-                await world.run(self.queue.wait_for_work, batching.size, batching.delay, self._due)
-                batch = await self.queue.take(batching.size)
+                due = await world.aside(
+                    self.queue.wait_for_work, batching.size, batching.delay, self._due, most
+                )
+                batch = await self.queue.take(batching.size) if due else []
                 if not batch:
                     if self._ending.is_set():
                         return
                     continue
                 await self._pace(world)
                 self.meter.time("batch_size", float(len(batch)))
-                await self._carry(world, batch, first=True)
+                try:
+                    await self._carry(world, batch)
+                except BaseException:
+                    # Cancelled, or a fault of ours: what is not settled waits again.
+                    await self.queue.nack(batch)
+                    raise
         except Exception:
             log.exception("%s: the write-back worker failed; it starts again", self.name)
             self.meter.event("worker_errors", strategy=self.name)
-            await world.run(self._ending.wait, 0.1)
-        finally:
+            await world.aside(self._ending.wait, 0.1)
             self._worker = None
-            if not self._ending.is_set() and self.queue.depth():
+            if not self._ending.is_set():
                 self.start(world)
+        finally:
+            if self._worker is mine:
+                self._worker = None  # ended, or its loop is ending: the next put starts another
 
     async def _pace(self, world: AnyWorld) -> None:
         rate = self.batching.rate
@@ -172,7 +185,7 @@ class Flusher:
             await world.sleep(self._next_batch - now)
         self._next_batch = max(now, self._next_batch) + 1.0 / rate
 
-    async def _carry(self, world: AnyWorld, batch: Sequence[Op], *, first: bool) -> None:
+    async def _carry(self, world: AnyWorld, batch: Sequence[Op]) -> None:
         """Apply a batch completely: every operation ends applied, parked, or (only while the
         flusher ends) back in the log."""
         attempt = 0
@@ -192,15 +205,15 @@ class Flusher:
                     return
                 if len(batch) > 1:
                     for op in rest:
-                        await self._carry(world, [op], first=False)
+                        await self._carry(world, [op])
                     return
                 error = _as_error(failed[rest[0].id])
             self.meter.count("batch_failures")
             outage = outcome_unknown(error)
             if not outage and len(batch) > 1:
                 half = len(batch) // 2
-                await self._carry(world, batch[:half], first=False)
-                await self._carry(world, batch[half:], first=False)
+                await self._carry(world, batch[:half])
+                await self._carry(world, batch[half:])
                 return
             state = _state(attempt, error)
             if not outage and self._stop(state):
@@ -210,7 +223,7 @@ class Flusher:
                 await self.queue.nack(batch)
                 return
             self.meter.count("retries")
-            await world.run(self._ending.wait, self._wait(state))
+            await world.aside(self._ending.wait, self._wait(state))
 
     async def _park(self, world: AnyWorld, op: Op, error: BaseException) -> None:
         await self.queue.park(op, f"{type(error).__name__}: {error}")

@@ -31,9 +31,11 @@ async def peek_many(
 
     Raises BackendError only in strict mode."""
     found: list[Any] = []
+    # A near copy beyond its trusted time is no answer where the far tier can be asked.
+    enough = (Verdict.FRESH, Verdict.STALE) if reader.far is None else (Verdict.FRESH,)
     for place in places:
         verdict, entry = reader.near.find(place)
-        if entry is not None and verdict is not Verdict.MISS:
+        if entry is not None and verdict in enough:
             entry.uses += 1.0
             found.append(entry.value)
         else:
@@ -108,7 +110,10 @@ class _Batch:
         self.world = world
         self.recipe = recipe
         self.load = load
-        self.first = {place.ident: i for i, place in reversed(list(enumerate(places)))}
+        # In the caller's order: the loader sees it.
+        self.first: dict[Any, int] = {}
+        for i, place in enumerate(places):
+            self.first.setdefault(place.ident, i)
         self.jobs = {
             ident: Job(recipe, places[i], self._loader_of(i), tags[i])
             for ident, i in self.first.items()

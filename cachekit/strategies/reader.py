@@ -216,7 +216,7 @@ class Reader:
                 return None, answer, tags
             if answer is SlotState.BLOCK or self.runtime.clock() >= give_up:
                 return None, None, tags
-            if answer is SlotState.TOKEN:
+            if answer in (SlotState.TOKEN, SlotState.NOTHING):
                 # Another process loads: poll with growing, jittered pauses.
                 await world.sleep(pause * (0.5 + self.runtime.uniform()))
                 pause = min(pause * 1.6, POLL_MOST)
@@ -235,7 +235,12 @@ class Reader:
     ) -> Outcome:
         started = self.runtime.clock()
         flight.loading = True
-        outcome = await self._load(world, job)
+        try:
+            outcome = await self._load(world, job)
+        except BaseException:
+            # Cancelled: whoever takes over must not wait for this lease to end.
+            self.filler.give_back_behind(world, job.place, right)
+            raise
         if outcome.error is not None:
             if right is not None:
                 await self.filler.give_back(world, job.place, right)
@@ -284,14 +289,21 @@ class Reader:
             f"{job.recipe.policy.load_timeout} s"
         )
 
+    def take_over(self, world: AnyWorld, place: Place) -> Flight:
+        """Detach the loads of a key in all worlds and lead a new flight of it in this one."""
+        for each in self.runtime.worlds():
+            each.flights.detach(place.ident)
+        while True:
+            flight, leads = world.flights.board(place.ident)
+            if leads:
+                return flight
+            world.flights.detach(place.ident)
+
     # -- refresh --------------------------------------------------------------------------
 
     async def refresh(self, world: AnyWorld, job: Job) -> Outcome:
         """Load now, whatever is cached, and fill. Who asks meanwhile joins nothing older."""
-        leads = False
-        while not leads:
-            world.flights.detach(job.place.ident)
-            flight, leads = world.flights.board(job.place.ident)
+        flight = self.take_over(world, job.place)
         token = led.set((*led.get(), flight))
         try:
             return await self._renew(world, job, flight, keep=False)

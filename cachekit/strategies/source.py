@@ -119,7 +119,7 @@ async def call(world: AnyWorld, fn: Callable[..., Any], *args: Any) -> Outcome:
     if isinstance(world, ThreadWorld) or is_async(fn):
         return await world.call(fn, args, {})
     threads = world.runtime.threads
-    outcome: Outcome = await world.run(lambda: drive(_plain(threads, fn, args)))
+    outcome: Outcome = await world.aside(lambda: drive(_plain(threads, fn, args)))
     if outcome.error is None and inspect.isawaitable(outcome.value):
         awaited = outcome.value
         return await world.call(lambda: awaited, (), {})

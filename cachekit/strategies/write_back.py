@@ -120,7 +120,7 @@ class WriteBack(Strategy):
                 self._flusher.start(world)
                 if deadline.passed():
                     return Outcome(error=self.log.full())
-                await world.run(self.log.wait_for_room, deadline.left())
+                await world.aside(self.log.wait_for_room, deadline.left())
         self._flusher.start(world)
         return Outcome(Written())
 
