@@ -7,7 +7,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check -q
 .PHONY: demo test lint bench docs clean
 
 demo: $(VENV)/.demo
-	$(PY) -m cachekit bench --backend memory --backend sqlite --seconds 2 --html bench-report.html
+	$(PY) -m cachekit bench --quick --source-delay 2ms --html bench-report.html
 
 test: $(VENV)/.dev
 	$(PY) -m pytest

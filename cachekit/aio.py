@@ -94,7 +94,7 @@ class AsyncCache:
         other loops go on; ``cache.close()`` ends those."""
         parts, world = self.cache.parts, self._world
         for strategy in list(parts.closers):
-            if strategy.source.is_async:
+            if strategy.is_async:
                 await strategy.aio.close()
         await world.settle()
         if parts.far is not None:

@@ -129,7 +129,7 @@ class Cache:
         ("price:{sku}"); ``over`` names the list parameter (default: the first). Items the
         function leaves out are absent from the answer and not kept."""
         made = self._policy({"ttl": ttl, **policy})
-        resolved = decorators.codec_of(codec)
+        resolved = decorators.codec_of(self._parts, codec)
         return lambda fn: decorators.cached_many(
             self._parts, fn, made, key=key, over=over, tags=tags, codec=resolved
         )
@@ -300,7 +300,7 @@ class Cache:
         """Take what is ``cached``'s own out of the options; the rest is policy."""
         names = ("key", "tags", "name", "version", "ignore", "condition", "copy")
         own = {name: options.pop(name) for name in names if name in options}
-        codec = decorators.codec_of(options.pop("codec", None))
+        codec = decorators.codec_of(self._parts, options.pop("codec", None))
         count = options.pop("stats", None) or self._parts.count
         return Options(codec=codec, count=count, **own)
 

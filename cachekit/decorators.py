@@ -22,6 +22,7 @@ from .strategies.many import peek_many, read_many
 from .strategies.parts import HasParts, Parts
 from .strategies.reader import Recipe
 from .strategies.write_back import WriteBack
+from .wiring import check_codec
 
 
 def cached(parts: Parts, fn: Any, policy: Policy, options: Options) -> Any:
@@ -34,7 +35,7 @@ def cached(parts: Parts, fn: Any, policy: Policy, options: Options) -> Any:
             "for another callable use cache.get_or_set"
         )
     if options.codec is None:
-        options.codec = _codec_for(parts.codec, fn)
+        options.codec = codec_for(parts.codec, fn)
     function = Function(parts, fn, policy, options)
     runtime = parts.runtime
     threads = runtime.threads
@@ -55,7 +56,7 @@ def cached(parts: Parts, fn: Any, policy: Policy, options: Options) -> Any:
     return wrapper
 
 
-def _codec_for(codec: Codec, fn: Callable[..., Any]) -> Codec:
+def codec_for(codec: Codec, fn: Callable[..., Any]) -> Codec:
     """The codec with the classes of the function's return annotation registered."""
     with_types = getattr(codec, "with_types", None)
     if with_types is None:
@@ -192,7 +193,7 @@ class _Many:
             carries=(lambda tag: any(t.may_give(tag) for t in self.tags)) if tags else None,
         )
         self.recipe = Recipe(
-            self.name, policy, codec or _codec_for(parts.codec, fn), self.table.tally
+            self.name, policy, codec or codec_for(parts.codec, fn), self.table.tally
         )
 
     def _text(self, values: tuple[Any, ...]) -> str:
@@ -374,5 +375,11 @@ def tags_list(tags: Iterable[str] | str) -> list[str]:
     return list(tags)
 
 
-def codec_of(spec: str | Codec | None) -> Codec | None:
-    return None if spec is None else resolve(spec)
+def codec_of(parts: Parts, spec: str | Codec | None) -> Codec | None:
+    """The codec of one function; refused where a cache of this backend would be."""
+    if spec is None:
+        return None
+    codec = resolve(spec)
+    if parts.far is not None:
+        check_codec(codec.safe, parts.far.backend)
+    return codec

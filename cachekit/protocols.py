@@ -23,12 +23,14 @@ from .core.ops import Dead, Flushed, Op, OpKind
 __all__ = [
     "NOTHING",
     "TOKEN_BYTES",
+    "Asking",
     "AsyncLoader",
     "Backend",
     "BackendFactory",
     "Bus",
     "Codec",
     "Dead",
+    "Filling",
     "Flushed",
     "Grant",
     "Item",
@@ -89,6 +91,23 @@ class Grant(NamedTuple):
     slot: Slot
 
 
+class Asking(NamedTuple):
+    """One key of ``acquire_many``; ``over`` as in ``acquire``."""
+
+    key: str
+    token: bytes
+    over: bytes = b""
+
+
+class Filling(NamedTuple):
+    """One key of ``fill_many``."""
+
+    key: str
+    token: bytes
+    data: bytes
+    ttl: float | None
+
+
 class Nonces(NamedTuple):
     """Present nonces after creating the missing ones; None = creation not acknowledged."""
 
@@ -135,6 +154,14 @@ class Slots(Protocol):
         self, key: str, token: bytes, data: bytes, ttl: float | None, deadline: Deadline
     ) -> bool:
         """Store the entry (stamp = token) iff my token or refresh token still stands."""
+
+    async def acquire_many(
+        self, asked: Sequence[Asking], lease: float, deadline: Deadline
+    ) -> list[Grant]:
+        """``acquire`` without ``keep`` for several keys, each atomic by itself."""
+
+    async def fill_many(self, fills: Sequence[Filling], deadline: Deadline) -> list[bool]:
+        """``fill`` for several keys, each atomic by itself."""
 
     async def release(self, key: str, token: bytes, deadline: Deadline) -> None:
         """Give my token back without a value; a kept entry stays as it is."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from .core.ops import Flushed
 from .core.outcome import Outcome
+from .decorators import codec_for
 from .errors import ConfigurationError
 from .runtime import AnyWorld, drive
 from .strategies.base import Strategy
@@ -73,10 +74,15 @@ def repository(
     if isinstance(spec, type):
         spec = spec()
     given = {k: v for k, v in options.items() if v is not None}
+    if "codec" not in given:
+        given["codec"] = cache.parts.codec
+        for method in (methods["load"], methods["load_many"]):
+            if method is not None:
+                given["codec"] = codec_for(given["codec"], method)
     bound = spec.bound(
         cache, key=key or f"{type(source).__name__}:{{id}}", **mapper.functions(), **given
     )
-    if bound.source.is_async:
+    if bound.is_async:
         return AsyncRepository(source, bound, mapper)
     return Repository(source, bound, mapper)
 

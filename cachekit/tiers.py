@@ -20,7 +20,7 @@ from .core.policy import Span
 from .errors import BackendError, BackendRefused, BackendUnavailable
 from .observe import Meter
 from .packing import Found, Packer, Right
-from .protocols import Backend, Codec, Item, SlotState, Store
+from .protocols import Asking, Backend, Codec, Filling, Item, SlotState, Store
 from .runtime import AnyWorld, Runtime
 
 T = TypeVar("T")
@@ -165,11 +165,23 @@ class Far:
         ttl: float | None,
         deadline: Deadline,
     ) -> list[Right | SlotState]:
-        """Like :meth:`acquire` for several (key, found, tags)."""
-        return [
-            await self.acquire(world, key, found, tags, lease, False, ttl, deadline)
-            for key, found, tags in asked
+        """Like :meth:`acquire` for several (key, found, tags), in one or two round trips."""
+        tokens = [self.runtime.token() for _ in asked]
+        asks = [
+            Asking(physical(key), token, found.stamp)
+            for (key, found, _), token in zip(asked, tokens, strict=True)
         ]
+        grants = await self._use(
+            world, "acquire", deadline, lambda s: s.slots.acquire_many(asks, lease, deadline)
+        )
+        answers: list[Right | SlotState] = []
+        for (key, found, tags), token, grant in zip(asked, tokens, grants, strict=True):
+            if not grant.granted:
+                answers.append(grant.slot.state)
+                continue
+            right = await self.nonces(world, key, tags, token, ttl, deadline, found)
+            answers.append(right if right is not None else SlotState.NOTHING)
+        return answers
 
     async def nonces(
         self,
@@ -208,6 +220,21 @@ class Far:
         name, ttl = physical(key), _ttl(span)
         return await self._use(
             world, "fill", deadline, lambda s: s.slots.fill(name, right.token, data, ttl, deadline)
+        )
+
+    async def fill_many(
+        self,
+        world: AnyWorld,
+        fills: Sequence[tuple[str, Right, bytes, Span]],
+        deadline: Deadline,
+    ) -> list[bool]:
+        """Like :meth:`fill` for several (key, right, data, span)."""
+        named = [
+            Filling(physical(key), right.token, data, _ttl(span))
+            for key, right, data, span in fills
+        ]
+        return await self._use(
+            world, "fill", deadline, lambda s: s.slots.fill_many(named, deadline)
         )
 
     async def holds(self, world: AnyWorld, key: str, right: Right, deadline: Deadline) -> bool:

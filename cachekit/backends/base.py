@@ -19,6 +19,7 @@ from ..core.deadline import Deadline
 from ..errors import BackendError, BackendTimeout, BackendUnavailable
 from ..protocols import Bus, Grant, Item, Log, Nonces, Reading, Slots, Store, World
 from .local_slots import LocalSlots, Table
+from .one_by_one import OneByOne
 
 T = TypeVar("T")
 
@@ -130,7 +131,7 @@ class BlockingRecords:
         )
 
 
-class BlockingStore(BlockingRecords):
+class BlockingStore(BlockingRecords, OneByOne):
     """A whole store, slots included, over a blocking driver."""
 
     def __init__(self, world: World, driver: Driver) -> None:

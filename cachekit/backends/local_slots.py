@@ -23,6 +23,7 @@ from ..core.deadline import Deadline
 from ..errors import BackendError, BackendTimeout
 from ..protocols import TOKEN_BYTES, Grant, Item, Nonces, Reading, Slot
 from .holds import Holds
+from .one_by_one import OneByOne
 
 T = TypeVar("T")
 
@@ -117,7 +118,7 @@ class Table:
         return _Record(stamp, raw[_HEADER.size :])
 
 
-class LocalSlots:
+class LocalSlots(OneByOne):
     """``Slots`` over any store with ``get_many``, ``set_many`` and ``delete_many``.
 
     Within one process the whole contract holds, for threads and tasks alike, if every store

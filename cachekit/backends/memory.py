@@ -13,6 +13,7 @@ from ..core.deadline import Deadline
 from ..errors import BackendTimeout
 from ..protocols import Bus, Grant, Item, Log, Nonces, Reading, Slot, Slots, World
 from .holds import SWEEP_AT_LEAST, Holds
+from .one_by_one import OneByOne
 
 
 class MemoryBackend:
@@ -146,7 +147,7 @@ class MemoryStore(_Face):
         """Nothing to release; the data belongs to the backend."""
 
 
-class MemorySlots(_Face):
+class MemorySlots(_Face, OneByOne):
     """Every step of the slots under the backend's one lock."""
 
     async def read(self, keys: Sequence[str], tags: Sequence[str], deadline: Deadline) -> Reading:

@@ -24,9 +24,7 @@ class Mark(NamedTuple):
     muted: bool = False  # the reference
 
 
-def bars(
-    marks: Sequence[Mark], *, full: float | None = None, name: str, right: int = RIGHT
-) -> str:
+def bars(marks: Sequence[Mark], *, full: float | None = None, name: str, right: int = RIGHT) -> str:
     """Bars from zero, their numbers stacked.
 
     ``full`` is the end of the scale (default: the largest); ``right`` is kept free for texts."""

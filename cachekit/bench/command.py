@@ -23,7 +23,7 @@ from .html import to_html
 from .result import Outcome
 from .subjects import STRATEGIES, strategy_named
 
-DEFAULT_SECONDS = 3.0
+DEFAULT_SECONDS = 2.0
 QUICK_SECONDS = 0.5
 QUICK_TRACE = 20_000
 LONGEST_TRACE = 10_000_000
@@ -98,14 +98,18 @@ def bench(
     write_ratio: Annotated[
         float,
         typer.Option(
-            min=0.0, max=1.0, help="Share of a trace's rows to turn into updates.",
+            min=0.0,
+            max=1.0,
+            help="Share of a trace's rows to turn into updates.",
             rich_help_panel=_WHAT,
         ),
     ] = 0.0,
     records: Annotated[
         int | None,
         typer.Option(
-            min=1, max=100_000_000, help="Rows in the source. Default: 10000.",
+            min=1,
+            max=100_000_000,
+            help="Rows in the source. Default: 10000.",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -145,13 +149,16 @@ def bench(
     capacity: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Entries of the near tier. Default: a tenth of the records.",
+            min=1,
+            help="Entries of the near tier. Default: a tenth of the records.",
             rich_help_panel=_WHERE,
         ),
     ] = None,
     ttl: Annotated[
-        str, typer.Option(help="Life of a cached value, e.g. 30s; none = for ever.",
-                          rich_help_panel=_WHERE),
+        str,
+        typer.Option(
+            help="Life of a cached value, e.g. 30s; none = for ever.", rich_help_panel=_WHERE
+        ),
     ] = "10m",
     operations: Annotated[
         int | None,
@@ -160,14 +167,17 @@ def bench(
     seconds: Annotated[
         float | None,
         typer.Option(
-            min=0.01, help="Seconds a row. Default: 3; a trace runs to its end.",
+            min=0.01,
+            help="Seconds a row. Default: 2; a trace runs to its end.",
             rich_help_panel=_HOW,
         ),
     ] = None,
     warmup: Annotated[
         float | None,
         typer.Option(
-            min=0.0, max=10.0, rich_help_panel=_HOW,
+            min=0.0,
+            max=10.0,
+            rich_help_panel=_HOW,
             help="Unmeasured run before, as a share of the measured. Default: 0.2; trace: 0.",
         ),
     ] = None,
@@ -332,4 +342,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-

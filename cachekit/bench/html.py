@@ -61,6 +61,12 @@ def _verdict(outcome: Outcome) -> str:
                 f"<li class=bad>{escape(where)}: {result.measured.errors:,} operations failed, the "
                 f"first with {escape(result.measured.error)}.</li>"
             )
+        if result.measured.backend_errors:
+            lines.append(
+                f"<li class=bad>{escape(where)}: {result.measured.backend_errors:,} calls to the "
+                "backend failed or timed out. No caller saw it, but the row measures a cache that "
+                "was partly without its backend.</li>"
+            )
     lines.extend(f"<li class=bad>Failed: {escape(text)}</li>" for text in outcome.failed)
     if outcome.interrupted:
         lines.append("<li class=bad>Interrupted: the last row is cut short, later ones miss.</li>")
@@ -156,7 +162,7 @@ def _charts(results: list[Result]) -> str:
             ),
         ),
     ]  # fmt: skip
-    return f'<h2>Compared</h2><div class=grid>{"".join(figures)}</div>'
+    return f"<h2>Compared</h2><div class=grid>{''.join(figures)}</div>"
 
 
 def _mark(

@@ -127,15 +127,11 @@ def _harness(request: Request, source: Source, stop: Stop) -> float | None:
     if stop.requested:
         return None
     bounds = replace(request.bounds, operations=_HARNESS_OPERATIONS, seconds=None, warmup=0.0)
-    measured = measure(
-        Idle(), request.plan, bounds, source, stop=stop, report=lambda share: None
-    )
+    measured = measure(Idle(), request.plan, bounds, source, stop=stop, report=lambda share: None)
     return measured.tally.done / measured.seconds if measured.tally.done else None
 
 
-def _open(
-    names: Sequence[str], folder: Path, stack: ExitStack, skipped: list[str]
-) -> list[Place]:
+def _open(names: Sequence[str], folder: Path, stack: ExitStack, skipped: list[str]) -> list[Place]:
     places = []
     for name in dict.fromkeys(names or BACKENDS):
         try:

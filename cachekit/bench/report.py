@@ -122,7 +122,9 @@ LOAD = (
 
 def notes(outcome: Outcome) -> list[str]:
     """Plain sentences under the table: the source, the verdict, what went wrong."""
-    lines = [f"source: {outcome.source}; every row ran against fresh rows in it."]
+    delay = outcome.settings["source_delay_seconds"]
+    slowed = f", slowed by {duration(delay)} an operation" if delay else ""
+    lines = [f"source: {outcome.source}{slowed}; every row ran against fresh rows in it."]
     if outcome.harness is not None:
         lines.append(
             f"The harness by itself reaches {outcome.harness:,.0f} ops/s: "
@@ -133,6 +135,11 @@ def notes(outcome: Outcome) -> list[str]:
         m, where = result.measured, f"{result.backend} / {result.strategy}"
         if m.errors:
             lines.append(f"{where}: {m.errors} operations failed, the first with {m.error}")
+        if m.backend_errors:
+            lines.append(
+                f"{where}: {m.backend_errors:,} calls to the backend failed or timed out; no "
+                "caller saw it, but the row measures a cache that was partly without its backend"
+            )
         if not m.flushed:
             lines.append(f"{where}: not everything was written when the flush ended")
         if m.load.writes > m.load.write_calls > 0:
@@ -158,6 +165,13 @@ def verdict(outcome: Outcome) -> list[str]:
         if reference is not None and reference.throughput:
             text += f", {best.throughput / reference.throughput:.1f} x the source alone"
         lines.append(text + ".")
+        safe = [r for r in clean if r.level is None]
+        if best.level is not None and safe:
+            next_best = max(safe, key=lambda r: r.throughput)
+            lines.append(
+                "Fastest whose acknowledged writes are already in the source, should the process "
+                f"crash: {next_best.label} on {next_best.backend}."
+            )
         least = min(clean, key=_source_rows)
         lines.append(
             f"Least load on the source among these: {least.label} on {least.backend}, "

@@ -104,6 +104,7 @@ class Result:
             "lost_keys": m.lost_keys,
             "errors": m.errors,
             "first_error": m.error or None,
+            "backend_errors": m.backend_errors,
             "flush_seconds": round(m.flush_seconds, 6),
             "flushed": m.flushed,
             "complete": m.complete,

@@ -35,6 +35,7 @@ class Measured:
     lost_keys: int
     errors: int
     error: str
+    backend_errors: int  # failed calls that no caller saw: the cache went on without its backend
     flush_seconds: float
     flushed: bool
     complete: bool
@@ -63,7 +64,7 @@ def _with_threads(course: Course, bounds: Bounds, recipe: Recipe, report: Report
         _run_threads(course, phase, subject, report)
         reckoning.ran(phase)
         flushed = subject.flush()
-        for key in reckoning.flushed(flushed):
+        for key in reckoning.flushed(flushed, subject.troubles()):
             try:
                 reckoning.compare(key, subject.read(key))
             except Exception as error:
@@ -73,9 +74,7 @@ def _with_threads(course: Course, bounds: Bounds, recipe: Recipe, report: Report
     return reckoning.close()
 
 
-async def _with_tasks(
-    course: Course, bounds: Bounds, recipe: Recipe, report: Report
-) -> Measured:
+async def _with_tasks(course: Course, bounds: Bounds, recipe: Recipe, report: Report) -> Measured:
     subject = recipe.build_async(course.source, min(bounds.concurrency, SOURCE_THREADS))
     reckoning = Reckoning(course)
     try:
@@ -87,7 +86,7 @@ async def _with_tasks(
         await _run_tasks(course, phase, subject, report)
         reckoning.ran(phase)
         flushed = await subject.flush()
-        for key in reckoning.flushed(flushed):
+        for key in reckoning.flushed(flushed, subject.troubles()):
             try:
                 reckoning.compare(key, await subject.read(key))
             except Exception as error:
@@ -105,6 +104,7 @@ class Reckoning:
         self._left_stale = 0
         self._flush_seconds = 0.0
         self._flushed = False
+        self._troubles = 0
         self._final: dict[int, int] = {}
 
     def begin(self, warm: Phase) -> None:
@@ -118,10 +118,11 @@ class Reckoning:
         self._total = phase.total()
         self._flushing = time.perf_counter()
 
-    def flushed(self, complete: bool) -> list[int]:
+    def flushed(self, complete: bool, troubles: int) -> list[int]:
         """The flush is over; the keys to read once more, now that all has come to rest."""
         self._flush_seconds = time.perf_counter() - self._flushing
         self._flushed = complete
+        self._troubles = troubles
         self._load = self._course.source.load().since(self._before)
         if not complete:
             return []
@@ -147,6 +148,7 @@ class Reckoning:
             lost_keys=loss.keys,
             errors=warm.errors + total.errors,
             error=warm.error or total.error,
+            backend_errors=self._troubles,
             flush_seconds=self._flush_seconds,
             flushed=self._flushed,
             complete=not course.stop.requested,
@@ -192,9 +194,7 @@ def drive(asked: Script, subject: Subject) -> None:
         return
 
 
-async def _run_tasks(
-    course: Course, phase: Phase, subject: AsyncSubject, report: Report
-) -> None:
+async def _run_tasks(course: Course, phase: Phase, subject: AsyncSubject, report: Report) -> None:
     async def work(tally: Tally) -> None:
         await drive_async(script(course, phase, tally), subject)
         tally.ended = time.perf_counter()

@@ -66,13 +66,16 @@ def strategy_named(text: str) -> str:
 
 
 class Subject(Protocol):
-    """Read and write by key, for threads. ``flush`` is True when nothing is left to write."""
+    """Read and write by key, for threads. ``flush`` is True when nothing is left to write;
+    ``troubles`` counts calls to the backend that failed without a caller seeing it."""
 
     def read(self, key: int) -> Row | None: ...
 
     def write(self, key: int, row: Row) -> Any: ...
 
     def flush(self) -> bool: ...
+
+    def troubles(self) -> int: ...
 
     def close(self) -> None: ...
 
@@ -85,6 +88,8 @@ class AsyncSubject(Protocol):
     async def write(self, key: int, row: Row) -> Any: ...
 
     async def flush(self) -> bool: ...
+
+    def troubles(self) -> int: ...
 
     async def close(self) -> None: ...
 
@@ -173,6 +178,9 @@ class _Direct:
     def flush(self) -> bool:
         return True
 
+    def troubles(self) -> int:
+        return 0
+
     def close(self) -> None:
         return None
 
@@ -185,6 +193,9 @@ class _AsyncDirect:
 
     async def flush(self) -> bool:
         return True
+
+    def troubles(self) -> int:
+        return 0
 
     async def close(self) -> None:
         self._source.close()
@@ -200,6 +211,9 @@ class _Nothing:
     def flush(self) -> bool:
         return True
 
+    def troubles(self) -> int:
+        return 0
+
     def close(self) -> None:
         return None
 
@@ -214,6 +228,9 @@ class _AsyncNothing:
     async def flush(self) -> bool:
         return True
 
+    def troubles(self) -> int:
+        return 0
+
     async def close(self) -> None:
         return None
 
@@ -227,6 +244,9 @@ class _Cached:
 
     def flush(self) -> bool:
         return bool(self._strategy.flush(FLUSH_SECONDS).complete)
+
+    def troubles(self) -> int:
+        return _troubles(self._cache)
 
     def close(self) -> None:
         try:
@@ -246,6 +266,9 @@ class _AsyncCached:
     async def flush(self) -> bool:
         return bool((await self._strategy.aio.flush(FLUSH_SECONDS)).complete)
 
+    def troubles(self) -> int:
+        return _troubles(self._cache)
+
     async def close(self) -> None:
         try:
             await self._strategy.aio.close()
@@ -254,3 +277,7 @@ class _AsyncCached:
                 await self._cache.aio.close()
             finally:
                 self._source.close()
+
+
+def _troubles(cache: Any) -> int:
+    return int(cache.stats().counts.get("backend_errors", 0))

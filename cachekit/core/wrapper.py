@@ -68,7 +68,7 @@ def generate(
     # The user's own globals: annotations given as text resolve where they were written.
     exec(code, fn.__globals__, scope)
     wrapper, set_hot, set_epoch = scope[source.factory](
-        hot, clock, epoch, slow, type, id, *shape.reads
+        hot, clock, epoch, slow, type, id, *shape.reads, *source.defaults
     )
     linecache.cache[source.filename] = (
         len(source.text),
@@ -76,8 +76,6 @@ def generate(
         source.text.splitlines(True),
         source.filename,
     )
-    wrapper.__defaults__ = fn.__defaults__
-    wrapper.__kwdefaults__ = fn.__kwdefaults__
     wrapper.__name__ = fn.__name__
     return wrapper, Cells(set_hot, set_epoch)
 
@@ -97,6 +95,11 @@ class _Source:
         while mark in taken:
             mark += "_"
         self.mark = mark
+        # Given where the wrapper is made: CPython 3.13 calls a function slower for good (4 ns)
+        # once its __defaults__ were assigned.
+        self.defaults = [
+            p.default for p in signature.parameters.values() if p.default is not _KINDS.empty
+        ]
         self.is_async = inspect.iscoroutinefunction(fn) if is_async is None else is_async
         self.factory = f"{mark}_make"
         self.filename = f"<cachekit {fn.__module__}.{fn.__qualname__} {next(_numbers)}>"
@@ -112,34 +115,36 @@ class _Source:
         values = f"({', '.join(fields)}{',' if len(fields) == 1 else ''})"
         key = fields[0] if len(fields) == 1 else values
         table = f"{n('hot')}[{n('id')}({shape.instance})]" if shape.instance else n("hot")
-        tests = []
-        if len(fields) == 1:
-            tests.append(f"{n('e')}.types is {n('type')}({fields[0]})")
-        else:
-            tests += [f"{n('t')}[{i}] is {n('type')}({f})" for i, f in enumerate(fields)]
+        e, of_type = n("e"), n("type")
+        now = f"{n('clock')}.now" if shape.coarse else f"{n('clock')}()"
+        tests = [f"{now} < {e}.deadline"] if shape.timed else []
+        types = [n(f"t{i}") for i in range(len(fields))]
+        if len(fields) > 1:
+            tests += [f"{t} is {of_type}({f})" for t, f in zip(types, fields, strict=True)]
+        elif fields != ("None",):
+            tests.append(f"{e}.types is {of_type}({fields[0]})")
         if shape.tagged:
-            tests.append(f"{n('e')}.epoch is {n('epoch')}")
-        if shape.timed:
-            now = f"{n('clock')}.now" if shape.coarse else f"{n('clock')}()"
-            tests.append(f"{now} < {n('e')}.deadline")
-        counting = f"{n('e')}.uses += 1.0" if shape.count == "exact" else f"{n('e')}.uses = 2.0"
+            tests.append(f"{e}.epoch is {n('epoch')}")
+        counting = f"{e}.uses = " + (f"1.0 + {e}.uses" if shape.count == "exact" else "2.0")
         call = f"{n('slow')}({values}, {self._positional()}, {self._keywords()})"
         awaited = "await " if self.is_async else ""
         cells = [*map(n, ("hot", "clock", "epoch", "slow", "type", "id")), *reads]
+        # The layout is measured: `try` on one line with its statement and `1.0 + uses` in place
+        # of `uses += 1.0` are 5 of 100 ns on 3.11.
         lines = [
-            f"def {self.factory}({', '.join(cells)}):",
+            f"def {self.factory}({', '.join(self._given(reads))}):",
             f"    {'async ' if self.is_async else ''}def {n('call')}({self._parameters()}):",
-            "        try:",
-            f"            {n('e')} = {table}[{key}]",
+            f"        try: {e} = {table}[{key}]",
+            # Whatever a user's __hash__ raised comes again below, without our KeyError behind it.
+            "        except Exception: pass",
+            "        else:",
         ]
         if len(fields) > 1:
-            lines.append(f"            {n('t')} = {n('e')}.types")
+            lines.append(f"            {', '.join(types)} = {e}.types")
         lines += [
             f"            if {' and '.join(tests) or 'True'}:",
             f"                {counting}",
-            f"                return {n('e')}.value",
-            # Whatever a user's __hash__ raised comes again below, without our KeyError behind it.
-            "        except Exception: pass",
+            f"                return {e}.value",
             f"        return {awaited}{call}",
             f"    def {n('set_hot')}({n('new')}):",
             f"        nonlocal {n('hot')}",
@@ -152,9 +157,15 @@ class _Source:
         ]
         return "\n".join(lines)
 
+    def _given(self, reads: list[str]) -> list[str]:
+        """The factory's parameters."""
+        own = map(self._n, ("hot", "clock", "epoch", "slow", "type", "id"))
+        return [*own, *reads, *(self._n(f"d{i}") for i in range(len(self.defaults)))]
+
     def _parameters(self) -> str:
-        """The signature without annotations; defaults are set on the function object."""
+        """The signature without annotations."""
         parts: list[str] = []
+        defaults = (self._n(f"d{i}") for i in range(len(self.defaults)))
         star = False
         positional_only = False
         for p in self.signature.parameters.values():
@@ -171,7 +182,7 @@ class _Source:
             if p.kind is _KINDS.KEYWORD_ONLY and not star:
                 parts.append("*")
                 star = True
-            parts.append(p.name if p.default is _KINDS.empty else f"{p.name}=None")
+            parts.append(p.name if p.default is _KINDS.empty else f"{p.name}={next(defaults)}")
         if positional_only:
             parts.append("/")
         return ", ".join(parts)

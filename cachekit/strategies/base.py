@@ -69,6 +69,7 @@ class Strategy:
         self._copies = bool(options.pop("copy", False))
         source = {k: options.pop(k) for k in _SOURCE if k in options}
         self.source = Source(**source)
+        self.is_async = self.source.is_async
         self._policy_options = self._own_options(options)
         Policy.make(**self._policy_options)  # refuse a wrong option where it is written
         if cache is not None:
@@ -193,7 +194,10 @@ class Strategy:
 
     async def _get_many(self, world: AnyWorld, ids: Sequence[Any]) -> Outcome:
         if self._parts.off:
-            return await self.source.loaded_many(world, ids)
+            outcome = await self.source.loaded_many(world, ids)
+            if outcome.error is not None:
+                return outcome
+            return Outcome({id: v for id, v in outcome.value.items() if v is not None})
 
         async def load(world: AnyWorld, positions: Sequence[int]) -> Outcome:
             outcome = await self.source.loaded_many(world, [ids[i] for i in positions])
@@ -344,7 +348,7 @@ class Strategy:
         return self._parts
 
     def _run(self, coro: Any) -> Any:
-        if self.source.is_async:
+        if self.is_async:
             coro.close()
             raise ConfigurationError(f"{self.name}: the source is async; use .aio")
         outcome: Outcome = drive(coro)

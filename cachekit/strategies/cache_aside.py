@@ -26,6 +26,7 @@ class CacheAside(Strategy):
             world,
             [self.place(id) for id in values],
             write,
+            lease=self.policy.write_lease,
             drop=[t for id, v in values.items() for t in self._dropped(id, v)],
         )
 
@@ -37,5 +38,6 @@ class CacheAside(Strategy):
             world,
             [self.place(id) for id in ids],
             delete,
+            lease=self.policy.write_lease,
             drop=[t for id in ids for t in self._dropped(id)],
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..core.entry import INF
 from ..core.flights import Flight
 from ..core.near import Near
 from ..core.place import Place
@@ -16,7 +18,24 @@ from ..runtime import AnyWorld, Runtime
 from ..tiers import Far
 
 if TYPE_CHECKING:
-    from .reader import Job
+    from .reader import Job, Recipe
+
+
+REMEMBER_LONGER = 60.0
+
+
+class Ready(NamedTuple):
+    """A loaded value, encoded and allowed to be filled."""
+
+    place: Place
+    key: str
+    value: Any
+    span: Span
+    tags: tuple[str, ...]
+    seq: int
+    flight: Flight
+    right: Right
+    data: bytes
 
 
 class Filler:
@@ -100,7 +119,6 @@ class Filler:
         flight: Flight,
         seq: int,
         right: Right | None,
-        tags: tuple[str, ...],
         *,
         local: bool,
     ) -> bool:
@@ -109,53 +127,95 @@ class Filler:
         False: an invalidation elsewhere may have passed this load by, so callers that joined
         after it began must not take its value. ``local``: there is no far tier, or it is away,
         and this process's own generations decide."""
+        ready = await self.prepare(world, job, value, cost, flight, seq, right, local=local)
+        if isinstance(ready, bool):
+            return ready
+        return (await self.store(world, [ready]))[0]
+
+    async def prepare(
+        self,
+        world: AnyWorld,
+        job: Job,
+        value: Any,
+        cost: float,
+        flight: Flight,
+        seq: int,
+        right: Right | None,
+        *,
+        local: bool,
+    ) -> Ready | bool:
+        """All of :meth:`fill` but the far tier's part; the answer if there is none."""
         recipe, place = job.recipe, job.place
         span = self.span(recipe.policy, value, cost, recipe.name)
-        discovered: tuple[str, ...] = ()
+        tags = job.tags
         if recipe.discovery is not None and span is not None:
-            try:
-                discovered = tuple(dict.fromkeys(recipe.discovery.tags_of(value)))
-            except Exception as error:
-                self.meter.event("tag_errors", function=recipe.name)
-                self.meter.warn_once(
-                    f"tags {recipe.name}", "%s: its tags failed, not cached: %r", recipe.name, error
-                )
+            found = self._discovered(recipe, value)
+            if found is None:
                 span = None
+            else:
+                tags = tuple(dict.fromkeys((*tags, *found)))
         if span is None:
             if right is not None:
                 await self.give_back(world, place, right)
             return True
-        own = tuple(dict.fromkeys((*job.tags, *discovered)))
         if local:
-            self.keep_near(place, value, span, own, seq, flight)
+            self.keep_near(place, value, span, tags, seq, flight)
             return True
-        if right is None or self.far is None or place.text is None:
-            return False
         far, key = self.far, place.text
-        unknown = [tag for tag in own if tag not in right.nonces]
-        if unknown:
+        if right is None or far is None or key is None:
+            return False
+        if any(tag not in right.nonces for tag in tags):
+            # Their nonces were not read before the load: next time they are.
             if recipe.discovery is not None:
-                await recipe.discovery.remember(
-                    world, far, key, own, span.kept + 60.0 if span.kept < 1e9 else None
-                )
+                life = span.kept + REMEMBER_LONGER if span.kept < INF else None
+                await recipe.discovery.remember(world, far, key, tags, life)
             await self.give_back(world, place, right)
             return False
-        right = right._replace(nonces={tag: right.nonces[tag] for tag in own})
+        right = right._replace(nonces={tag: right.nonces[tag] for tag in tags})
         data = self.encode(far, place, value, recipe.codec, span, cost, right, recipe.name)
         if data is None:
             await self.give_back(world, place, right)
             return False
+        return Ready(place, key, value, span, tags, seq, flight, right, data)
+
+    async def store(self, world: AnyWorld, ready: Sequence[Ready]) -> list[bool]:
+        """Fill the far tier, then the near one; False where a fill was refused."""
+        far = self.far
+        if far is None or not ready:
+            return []
         deadline = far.deadline(world)
         try:
-            if not await far.fill(world, key, right, data, span, deadline):
-                self.meter.count("fills_refused")
-                return False
-            if flight.joined and not await far.holds(world, key, right, deadline):
-                return False
+            if len(ready) == 1:
+                (r,) = ready
+                kept = [await far.fill(world, r.key, r.right, r.data, r.span, deadline)]
+            else:
+                kept = await far.fill_many(
+                    world, [(r.key, r.right, r.data, r.span) for r in ready], deadline
+                )
+            for i, r in enumerate(ready):
+                # Who joined after the load began also needs the tags to have stood still.
+                if kept[i] and r.flight.joined:
+                    kept[i] = await far.holds(world, r.key, r.right, deadline)
         except BackendError:
-            return not flight.detached
-        self.keep_near(place, value, span, own, seq, flight)
-        return True
+            return [not r.flight.detached for r in ready]
+        for r, well in zip(ready, kept, strict=True):
+            if well:
+                self.keep_near(r.place, r.value, r.span, r.tags, r.seq, r.flight)
+            else:
+                self.meter.count("fills_refused")
+        return kept
+
+    def _discovered(self, recipe: Recipe, value: Any) -> Sequence[str] | None:
+        """The tags of a result; None if the user's function for them failed."""
+        assert recipe.discovery is not None
+        try:
+            return recipe.discovery.tags_of(value)
+        except Exception as error:
+            self.meter.event("tag_errors", function=recipe.name)
+            self.meter.warn_once(
+                f"tags {recipe.name}", "%s: its tags failed, not cached: %r", recipe.name, error
+            )
+            return None
 
     def give_back_behind(self, world: AnyWorld, place: Place, right: Right | None) -> None:
         """The same in the background, for a caller that is being cancelled."""

@@ -14,6 +14,7 @@ from ..errors import BackendError
 from ..packing import Found, Right
 from ..runtime import AnyWorld
 from ..tiers import Far
+from .filling import Ready
 from .reader import Job, Reader, Recipe, nonce_life
 
 # Loads these positions; the outcome's value is {position: value}, absent ones left out.
@@ -240,16 +241,25 @@ class _Batch:
                 lead[ident].land(error=outcome.error)
                 self.outcomes[ident] = outcome
             return
+        ready: dict[Any, Ready] = {}
+        certain: dict[Any, bool] = {}
         for ident, position in zip(open_, positions, strict=True):
             value = outcome.value.get(position, MISSING)
-            job, right = self.jobs[ident], rights.get(ident)
-            certain = right is not None or local
+            job, right, flight = self.jobs[ident], rights.get(ident), lead[ident]
+            self.outcomes[ident] = Outcome(value)
             if value is MISSING:
+                certain[ident] = right is not None or local
                 if right is not None:
                     await reader.filler.give_back(world, job.place, right)
+                continue
+            answer = await reader.filler.prepare(
+                world, job, value, cost, flight, seq, right, local=local
+            )
+            if isinstance(answer, bool):
+                certain[ident] = answer
             else:
-                certain = await reader.filler.fill(
-                    world, job, value, cost, lead[ident], seq, right, job.tags, local=local
-                )
-            lead[ident].land(value, certain=certain)
-            self.outcomes[ident] = Outcome(value)
+                ready[ident] = answer
+        stored = await reader.filler.store(world, list(ready.values()))
+        certain.update(zip(ready, stored, strict=True))
+        for ident in open_:
+            lead[ident].land(self.outcomes[ident].value, certain=certain[ident])

@@ -156,7 +156,7 @@ class Reader:
         if far is None or key is None:
             return await self._load_and_fill(world, job, flight, seq, None, local=True)
         try:
-            found, right, tags = await self._ask(world, far, key, job)
+            found, right = await self._ask(world, far, key, job)
         except BackendError as error:
             if self.strict:
                 flight.land(error=error)
@@ -171,7 +171,7 @@ class Reader:
             return await self._load_and_fill(world, job, flight, seq, None, local=True)
         if found is not None and found.readable:
             return self.serve(world, job, flight, seq, found)
-        return await self._load_and_fill(world, job, flight, seq, right, tags=tags)
+        return await self._load_and_fill(world, job, flight, seq, right)
 
     def serve(self, world: AnyWorld, job: Job, flight: Flight, seq: int, found: Found) -> Outcome:
         self.meter.count("far_hits")
@@ -189,11 +189,11 @@ class Reader:
 
     async def _ask(
         self, world: AnyWorld, far: Far, key: str, job: Job
-    ) -> tuple[Found | None, Right | None, tuple[str, ...]]:
+    ) -> tuple[Found | None, Right | None]:
         """Read the far tier; on a miss get the right to load and fill, or wait for who has it.
 
-        Gives (found, None, tags) for a value, (None, right, tags) to load and fill, and
-        (None, None, tags) to load without the right to fill."""
+        Gives (found, None) for a value, (None, right) to load and fill, and (None, None) to
+        load without the right to fill."""
         recipe, policy = job.recipe, job.recipe.policy
         tags = job.tags
         if len(self.invalidator.pending):
@@ -204,7 +204,7 @@ class Reader:
         while True:
             (found,) = await far.read(world, [key], [tags], recipe.codec, deadline)
             if found.readable:
-                return found, None, tags
+                return found, None
             if recipe.discovery is not None and tags is job.tags:
                 tags = (*tags, *await recipe.discovery.recall(world, far, key, deadline, tags))
                 if tags != job.tags:
@@ -213,9 +213,9 @@ class Reader:
                 world, key, found, tags, policy.lease, False, nonce_life(policy), deadline
             )
             if isinstance(answer, Right):
-                return None, answer, tags
+                return None, answer
             if answer is SlotState.BLOCK or self.runtime.clock() >= give_up:
-                return None, None, tags
+                return None, None
             if answer in (SlotState.TOKEN, SlotState.NOTHING):
                 # Another process loads: poll with growing, jittered pauses.
                 await world.sleep(pause * (0.5 + self.runtime.uniform()))
@@ -230,7 +230,6 @@ class Reader:
         seq: int,
         right: Right | None,
         *,
-        tags: tuple[str, ...] | None = None,
         local: bool = False,
     ) -> Outcome:
         started = self.runtime.clock()
@@ -254,7 +253,6 @@ class Reader:
             flight,
             seq,
             right,
-            job.tags if tags is None else tags,
             local=local,
         )
         flight.land(outcome.value, certain=certain)
@@ -366,10 +364,10 @@ class Reader:
                 return Outcome(error=error)
             return await self._load_and_fill(world, job, flight, seq, None, local=True)
         if isinstance(answer, Right):
-            return await self._load_and_fill(world, job, flight, seq, answer, tags=tags)
+            return await self._load_and_fill(world, job, flight, seq, answer)
         if keep:
             return Outcome()  # another process refreshes
-        return await self._load_and_fill(world, job, flight, seq, None, tags=tags)
+        return await self._load_and_fill(world, job, flight, seq, None)
 
 
 def nonce_life(policy: Policy) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.ops import OpKind
 from ..core.outcome import Outcome
 from ..errors import ConfigurationError
 from ..runtime import AnyWorld, ThreadWorld, drive
@@ -39,6 +40,12 @@ class Source:
             self.delete_many,
         )
         return any(is_async(fn) for fn in fns if fn is not None)
+
+    def lacks(self, kind: OpKind) -> Outcome | None:
+        """The error of a write that no function was given for."""
+        if kind is OpKind.PUT:
+            return _lacks("store") if self.store is None and self.store_many is None else None
+        return _lacks("delete") if self.delete is None and self.delete_many is None else None
 
     async def loaded(self, world: AnyWorld, id: Any) -> Outcome:
         """One value; None where the source has nothing."""

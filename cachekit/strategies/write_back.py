@@ -90,7 +90,7 @@ class WriteBack(Strategy):
             self._refused,
             batching=self._batching,
             retrying=self._retrying,
-            is_async=self.source.is_async,
+            is_async=self.is_async,
             **self._tenacity,
         )
 
@@ -107,6 +107,9 @@ class WriteBack(Strategy):
     ) -> Outcome:
         if self._closed:
             return Outcome(error=WriteBackClosed(f"{self.name} is closed; nothing was accepted"))
+        lacking = None if self._sink is not None else self.source.lacks(kind)
+        if lacking is not None:
+            return lacking
         deadline = world.deadline(self._batching.block)
         for id, value in pairs:
             place = self.place(id)

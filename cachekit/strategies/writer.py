@@ -8,7 +8,7 @@ fill), writes the source, and fills only if it was alone all the time (protocols
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 from ..core.near import Near
@@ -143,11 +143,19 @@ class Writer:
         places: Sequence[Place],
         action: Action,
         *,
+        lease: float,
         drop: Sequence[str] = (),
     ) -> Outcome:
         """Write the source, then invalidate: one trip less than :meth:`around`. A process killed
-        between the two leaves the old value until its ttl. Invalidates also after an error."""
-        outcome = await action(world)
+        between the two leaves the old value until its ttl. Invalidates also after an error; an
+        unknown outcome leaves a block for ``lease`` seconds."""
+        try:
+            outcome = await action(world)
+        except BaseException:
+            world.spawn(self._block(world, places, lease), "block keys")
+            raise
+        if outcome.error is not None and outcome_unknown(outcome.error):
+            await self._block(world, places, lease)()
         before = len(self.invalidator.pending)
         self.invalidator.detach(places, drop)
         await self.invalidator.tell(
@@ -157,6 +165,26 @@ class Writer:
         if outcome.error is not None:
             return outcome
         return Outcome(Written(outcome.value, len(self.invalidator.pending) > before))
+
+    def _block(
+        self, world: AnyWorld, places: Sequence[Place], lease: float
+    ) -> Callable[[], Coroutine[Any, Any, None]]:
+        """Nobody fills these keys for ``lease`` seconds: a write of theirs may still land. In
+        this process from now on; call the answer to tell the far tier."""
+        writer = self.runtime.token()
+        self.near.seize(places, writer, lease)
+        self._detach(places)
+        keys = [place.text for place in places if place.text is not None]
+
+        async def block_far() -> None:
+            if self.far is None or not keys:
+                return
+            try:
+                await self.far.seize(world, keys, writer, lease, self.far.deadline(world))
+            except BackendError:
+                self.invalidator.postpone([("key", key) for key in keys])
+
+        return block_far
 
     async def _seize(
         self,

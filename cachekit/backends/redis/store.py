@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.deadline import Deadline
 from ...errors import CacheKitError
-from ...protocols import Grant, Item, Nonces, Reading, Slot, Slots, SlotState
+from ...protocols import Asking, Filling, Grant, Item, Nonces, Reading, Slot, Slots, SlotState
 from . import scripts
 from .layout import (
     ENTRY,
@@ -148,6 +148,26 @@ class RedisStore:
     ) -> bool:
         args = (token, expiry(ttl), ENTRY + token + data)
         return await self._one("fill", scripts.FILL, key, args, deadline)
+
+    async def acquire_many(
+        self, asked: Sequence[Asking], lease: float, deadline: Deadline
+    ) -> list[Grant]:
+        with Verb("acquire", deadline, [ask.key for ask in asked]) as verb:
+            px = b"%d" % milliseconds(lease)
+            args = [(ask.token, px, ask.over, b"0") for ask in asked]
+            replies = await self._each(scripts.ACQUIRE, [a.key for a in asked], args, verb.until)
+            return [
+                Grant(False, parse_slot(reply))
+                if isinstance(reply, bytes)
+                else Grant(reply == 1, parse_slot(None))
+                for reply in replies
+            ]
+
+    async def fill_many(self, fills: Sequence[Filling], deadline: Deadline) -> list[bool]:
+        with Verb("fill", deadline, [fill.key for fill in fills]) as verb:
+            args = [(f.token, expiry(f.ttl), ENTRY + f.token + f.data) for f in fills]
+            replies = await self._each(scripts.FILL, [f.key for f in fills], args, verb.until)
+            return [reply == 1 for reply in replies]
 
     async def release(self, key: str, token: bytes, deadline: Deadline) -> None:
         await self._one("release", scripts.RELEASE, key, (token,), deadline)
@@ -297,11 +317,20 @@ class RedisStore:
     async def _run(
         self, script: scripts.Script, keys: Sequence[str], args: tuple[Any, ...], until: float
     ) -> list[Reply]:
+        return await self._each(script, keys, [args] * len(keys), until)
+
+    async def _each(
+        self,
+        script: scripts.Script,
+        keys: Sequence[str],
+        args: Sequence[tuple[Any, ...]],
+        until: float,
+    ) -> list[Reply]:
+        """The script on every key with its own arguments, in one pipeline."""
         if not keys:
             return []
         layout = self._layout or await self._learn(until)
-        names = [layout.slot(key) for key in keys]
-        return await self._eval(script, names, [args] * len(names), until)
+        return await self._eval(script, [layout.slot(key) for key in keys], args, until)
 
     async def _eval(
         self,

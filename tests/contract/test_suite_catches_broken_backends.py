@@ -1,0 +1,149 @@
+"""Every test of the contract suite fails on a backend broken in the way it is there to catch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import broken_backends as broken
+import pytest
+from broken_backends import Patient, one_space_for_all
+
+from cachekit.backends.memory import MemorySlots, MemoryStore
+from cachekit.protocols import Backend
+from cachekit.testing import BackendContract
+
+# test: what it must catch. The comparison at the end keeps the list complete.
+CAUGHT: dict[str, list[type]] = {
+    "test_values_come_back_in_the_order_of_the_keys": [broken.GetSortsTheKeys],
+    "test_empty_lists_are_fine": [broken.GetRefusesNoKeys],
+    "test_a_later_value_replaces_and_a_deleted_key_is_gone": [broken.SetAddsOnly],
+    "test_every_byte_survives": [broken.EmptyReadsAsAbsent],
+    "test_hostile_keys_and_tags_stay_apart": [broken.KeysIgnoreCase],
+    "test_a_record_a_slot_and_a_tag_of_one_name_are_three_things": [broken.TagsLieAmongTheSlots],
+    "test_many_keys_at_once": [broken.GetStopsAtAHundred],
+    "test_a_tenants_data_is_its_own": [broken.NamespaceIsGlued],
+    "test_a_hostile_namespace_works_or_is_refused_at_wiring": [
+        one_space_for_all(lambda name: "".join(c for c in name if c.isalnum() and c.isascii())),
+    ],
+    "test_a_second_store_sees_what_the_first_did": [broken.EveryOpenHasItsOwn],
+    "test_a_shared_backend_made_twice_shows_the_same_data": [broken.SaysSharedButIsNot],
+    "test_the_other_world_sees_the_same_slots": [broken.EveryWorldHasItsOwn],
+    "test_a_deadline_that_passed_is_a_backend_error_at_once": [broken.DeadlinesAreIgnored],
+    "test_closing_twice_is_fine": [broken.CloseOnlyOnce, broken.CloseLosesAll],
+    "test_step_on_state": [
+        broken.FillIgnoresTheToken,
+        broken.VoidLeavesTokens,
+        broken.SeizeOverwritesABlock,
+        broken.CommitNeedsOnlyItsOwnId,
+        broken.AcquireForgetsToKeep,
+    ],
+    "test_leaving_a_shared_block_leaves_it_contested": [broken.ALeavingWriterContestsNothing],
+    "test_a_step_on_many_keys_is_done_on_each_by_its_state": [broken.VoidForgetsAllButTheFirst],
+    "test_entries_of_every_byte_and_size_come_back_with_their_stamp": [broken.EntriesEndAtANul],
+    "test_a_ttl_of_a_year_and_none_hold_now": [broken.NoTtlIsZero, broken.LongTtlsArePointsInTime],
+    "test_what_has_a_ttl_is_gone_after_it_and_nothing_else": [
+        broken.TtlsAreWholeSecondsRoundedDown,
+        broken.SeizeShortensABlock,
+        broken.NoTtlIsZero,
+    ],
+    "test_a_renewed_lease_outlives_the_first_one": [broken.RenewDoesNothing],
+    "test_reading_creates_no_nonce": [broken.ReadCreatesNonces],
+    "test_a_created_nonce_is_the_one_read": [broken.ReadForgetsTheSpace],
+    "test_nonces_come_in_the_order_asked": [broken.ReadSortsTheTags],
+    "test_a_nonce_is_never_overwritten": [broken.NoncesAreOverwritten],
+    "test_creators_at_once_agree_on_one": [broken.NoncesLookAndThenStore],
+    "test_a_dropped_tag_gets_another_nonce_and_its_neighbour_keeps_its_own": [
+        broken.DroppingATagDropsAll
+    ],
+    "test_dropping_the_space_changes_it_for_every_key": [broken.DropSpaceOnlyForgetsNothing],
+    "test_drops_touch_one_namespace_only": [
+        one_space_for_all(str.lower),
+        one_space_for_all(lambda name: name[:-1]),
+    ],
+    "test_a_nonce_made_before_a_drop_is_gone_after_it_whoever_creates": [
+        broken.NoncesLookAndThenStore
+    ],
+    "test_of_many_at_once_exactly_one_is_granted": [broken.AcquireLooksAndThenTakes],
+    "test_a_fill_racing_a_void_never_outlives_it": [
+        broken.FillLooksAndThenStores,
+        broken.VoidLeavesTokens,
+    ],
+    "test_a_fill_racing_a_put_leaves_what_was_put": [broken.FillLooksAndThenStores],
+    "test_a_fill_racing_a_writer_leaves_its_block": [broken.FillLooksAndThenStores],
+    "test_writers_that_met_leave_no_entry": [
+        broken.SeizeOverwritesABlock,
+        broken.CommitNeedsOnlyItsOwnId,
+    ],
+    "test_a_commit_racing_an_invalidation_leaves_nothing": [broken.CommitLooksAndThenStores],
+    "test_a_random_run_does_what_the_model_does": [
+        broken.FillIgnoresTheToken,
+        broken.SeizeOverwritesABlock,
+        broken.SeizeShortensABlock,
+        broken.ALeavingWriterContestsNothing,
+        broken.RenewDoesNothing,
+        broken.FillKeepsTheLeaseAsTtl,
+    ],
+    "test_some_order_explains_what_two_clients_at_once_saw": [
+        broken.AcquireLooksAndThenTakes,
+        broken.FillLooksAndThenStores,
+    ],
+}
+
+
+def suite_for(part: type | None) -> type[BackendContract]:
+    """The contract over the memory backend with this part broken (None: sound)."""
+
+    class Ward(BackendContract):
+        manual_time = True
+
+        def make_backend(self, namespace: str) -> Backend:
+            kind = part if part is not None and issubclass(part, Patient) else Patient
+            backend = kind(self, namespace)
+            if part is not None and issubclass(part, MemorySlots):
+                backend.slots = part
+            if part is not None and issubclass(part, MemoryStore):
+                backend.store = part
+            return backend
+
+    return Ward
+
+
+def names_in(suite: type) -> list[str]:
+    return [name for name in dir(suite) if name.startswith("test_")]
+
+
+def runs(suite: type[BackendContract], name: str) -> Iterator[Callable[[], None]]:
+    """One call for each set of parameters pytest would give the test."""
+    test = getattr(suite, name)
+    marks = [mark for mark in test.pytestmark if mark.name == "parametrize"]
+    for values in itertools.product(*(mark.args[1] for mark in marks)):
+        given = dict(zip((mark.args[0] for mark in marks), values, strict=True))
+        yield lambda given=given: getattr(suite(), name)(**given)  # type: ignore[misc]
+
+
+def is_caught(suite: type[BackendContract], name: str) -> bool:
+    for run in runs(suite, name):
+        try:
+            run()
+        except (Exception, pytest.fail.Exception):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [pytest.param(n, p, id=f"{p.__name__}-{n[5:40]}") for n, ps in CAUGHT.items() for p in ps],
+)
+def test_the_broken_backend_fails(name: str, part: type) -> None:
+    assert is_caught(suite_for(part), name)
+
+
+@pytest.mark.parametrize("name", names_in(BackendContract))
+def test_the_sound_backend_passes_the_same_way(name: str) -> None:
+    for run in runs(suite_for(None), name):
+        run()
+
+
+def test_every_test_of_the_suite_is_shown_to_fail() -> None:
+    assert set(CAUGHT) == set(names_in(BackendContract))
