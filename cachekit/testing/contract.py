@@ -13,11 +13,14 @@ server comes from a fixture of the subclass's own, marked ``autouse``, that sets
 
 from __future__ import annotations
 
+from .batches import BatchesContract
 from .nonces import NoncesContract
 from .races import RacesContract
 from .records import RecordsContract
 from .slots import SlotsContract
 
 
-class BackendContract(RecordsContract, SlotsContract, NoncesContract, RacesContract):
+class BackendContract(
+    RecordsContract, SlotsContract, BatchesContract, NoncesContract, RacesContract
+):
     """Subclass in a test module and define ``make_backend(self, namespace)``."""

@@ -8,7 +8,17 @@ from typing import Any
 from cachekit.backends.memory import MemoryBackend, MemorySlots, MemoryStore
 from cachekit.core.deadline import Deadline
 from cachekit.errors import BackendError
-from cachekit.protocols import Grant, Item, Nonces, Reading, SlotState, World
+from cachekit.protocols import (
+    NOTHING,
+    Asking,
+    Filling,
+    Grant,
+    Item,
+    Nonces,
+    Reading,
+    SlotState,
+    World,
+)
 from cachekit.testing import BackendContract
 
 
@@ -46,6 +56,34 @@ class FillIgnoresTheToken(MemorySlots):
             return False
         self._shelf.store(key, token, data, ttl)
         return True
+
+
+class AcquireManyTakesAll(MemorySlots):
+    async def acquire_many(
+        self, asked: Sequence[Asking], lease: float, deadline: Deadline
+    ) -> list[Grant]:
+        return [Grant(True, NOTHING) for _ in asked]
+
+
+class AcquireManyForgetsTheSlot(MemorySlots):
+    async def acquire_many(
+        self, asked: Sequence[Asking], lease: float, deadline: Deadline
+    ) -> list[Grant]:
+        grants = await super().acquire_many(asked, lease, deadline)
+        return [grant._replace(slot=NOTHING) for grant in grants]
+
+
+class FillManyPuts(MemorySlots):
+    async def fill_many(self, fills: Sequence[Filling], deadline: Deadline) -> list[bool]:
+        for fill in fills:
+            await self.put(fill.key, fill.token, fill.data, fill.ttl, deadline)
+        return [True for _ in fills]
+
+
+class ReleaseKeepsTheRefreshToken(MemorySlots):
+    async def release(self, key: str, token: bytes, deadline: Deadline) -> None:
+        if self._shelf.slot(key).state is not SlotState.REFRESHING:
+            await super().release(key, token, deadline)
 
 
 class VoidLeavesTokens(MemorySlots):

@@ -48,6 +48,12 @@ CAUGHT: dict[str, list[type]] = {
         broken.NoTtlIsZero,
     ],
     "test_a_renewed_lease_outlives_the_first_one": [broken.RenewDoesNothing],
+    "test_acquiring_many_grants_each_key_by_its_own_state": [broken.AcquireManyTakesAll],
+    "test_acquiring_many_tells_what_stands_in_the_way": [broken.AcquireManyForgetsTheSlot],
+    "test_filling_many_stores_only_where_the_token_still_stands": [broken.FillManyPuts],
+    "test_a_refresh_token_given_back_frees_the_refresh_at_once": [
+        broken.ReleaseKeepsTheRefreshToken
+    ],
     "test_reading_creates_no_nonce": [broken.ReadCreatesNonces],
     "test_a_created_nonce_is_the_one_read": [broken.ReadForgetsTheSpace],
     "test_nonces_come_in_the_order_asked": [broken.ReadSortsTheTags],
