@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import copy as copying
+import functools
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .core import keys as keytext
@@ -71,6 +72,8 @@ class Function:
         self.is_async = inspect.iscoroutinefunction(fn)
         self.signature = inspect.signature(fn)
         self.parameters = list(self.signature.parameters)
+        if options.count not in ("exact", "sampled"):
+            raise ConfigurationError(f'stats={options.count!r}: use "exact" or "sampled"')
         self.name = self._name()
         for name in options.ignore:
             if name not in self.parameters:
@@ -109,6 +112,7 @@ class Function:
             if self._result_templates or discover
             else None,
         )
+        self._mixed = any(set(t.names) != {"result"} for t in self._result_templates)
         self._shape = Shape(
             fields,
             instance=self.instance,
@@ -127,6 +131,8 @@ class Function:
 
     def _name(self) -> str:
         fn, given = self.fn, self.options.name
+        if given is not None and "(" in keytext.check_text(given, "name"):
+            raise ConfigurationError(f"name={given!r}: '(' is where the arguments of a key begin")
         name = given or f"{fn.__module__}.{fn.__qualname__}"
         if self.options.version is not None:
             name = f"{name}@{self.options.version}"
@@ -147,20 +153,22 @@ class Function:
         if key is None:
             names = [n for n in self.parameters if n not in self.options.ignore]
             fields = tuple(
-                # Keyword order is not part of a call's identity.
-                f"tuple(sorted({n}.items()))" if kinds[n] is inspect.Parameter.VAR_KEYWORD else n
-                for n in names
+                f"\0{0}({n})" if kinds[n] is inspect.Parameter.VAR_KEYWORD else n for n in names
             )
-            return None, fields, (), tuple(names)
+            return None, fields, (_keywords,), tuple(names)
         if isinstance(key, str):
             template = compile_template(key, self.parameters, f"{self.name}: key")
             if template.plain:
                 return template, template.fields, (), template.fields
             arguments = ", ".join(dict.fromkeys(template.names))
-            make = eval(  # the fields are checked names, see templates
-                f"lambda template, name: lambda {arguments}: "
-                f"template.key(({''.join(f + ',' for f in template.fields)}), name)"
-            )(template, self.name)
+            values = eval(  # the fields are checked names, see templates
+                f"lambda {arguments}: ({''.join(f + ',' for f in template.fields)})"
+            )
+            shaped, name = template, self.name
+
+            def make(*arguments: Any) -> str:
+                return shaped.key(values(*arguments), name)
+
             return None, (f"\0{0}({arguments})",), (make,), ("key",)
         if callable(key):
             passed = ", ".join(_passed(name, kinds[name]) for name in self.parameters)
@@ -218,13 +226,19 @@ class Function:
             known.append("result")
         compiled = [compile_template(t, known, f"{self.name}: tag") for t in tags]
         by_result = [t for t in compiled if "result" in t.names and "result" not in self.parameters]
+        for template in by_result:
+            if set(template.names) != {"result"}:
+                raise ConfigurationError(
+                    f"{self.name}: tag {template.text!r} mixes result with parameters; put the "
+                    "parameter into the result, or give tags= a function of the result"
+                )
         return [t for t in compiled if t not in by_result], by_result, None
 
-    def _tags_of_result(self, value: Any) -> list[str]:
+    def _tags_of_result(self, value: Any, scope: Mapping[str, Any] | None = None) -> list[str]:
         if self._discover is not None:
             return [keytext.check_text(t, f"{self.name}: a tag") for t in self._discover(value)]
-        scope = {"result": value}
-        return [label(t, scope) for t in self._result_templates if set(t.names) == {"result"}]
+        whole = {**(scope or {}), "result": value}
+        return [label(t, whole) for t in self._result_templates]
 
     def tags_of(self, call: Call) -> tuple[str, ...]:
         if not self._tag_templates:
@@ -245,9 +259,13 @@ class Function:
     # -- one call -------------------------------------------------------------------------
 
     def job(self, call: Call) -> Job:
-        fn, args, kwargs = self.fn, call.args, call.kwargs
+        fn, args, kwargs, recipe = self.fn, call.args, call.kwargs, self.recipe
+        if self._mixed:  # tags of the result and of this call's arguments
+            scope = self.scope(call)
+            tags_of = functools.partial(self._tags_of_result, scope=scope)
+            recipe = replace(recipe, discovery=Discovery(tags_of))
         return Job(
-            self.recipe,
+            recipe,
             self.place(call),
             lambda world: world.call(fn, args, kwargs),
             self.tags_of(call),
@@ -274,17 +292,30 @@ class Function:
         return outcome
 
     async def peek(self, world: AnyWorld, call: Call) -> Any:
+        if self.parts.off or self._never(call):
+            return MISSING
         (found,) = await peek_many(
             self.parts.reader, world, self.recipe, [self.place(call)], [self.tags_of(call)]
         )
         return copying.deepcopy(found) if self.options.copy and found is not MISSING else found
 
     async def refresh(self, world: AnyWorld, call: Call) -> Outcome:
+        if self.parts.off or self._never(call):
+            return await world.call(self.fn, call.args, call.kwargs)
         return await self.parts.reader.refresh(world, self.job(call))
 
     async def invalidate(self, world: AnyWorld, call: Call) -> Outcome:
-        await self.parts.invalidator.invalidate(world, [self.place(call)])
+        if not self._never(call):
+            await self.parts.invalidator.invalidate(world, [self.place(call)])
         return Outcome()
+
+    def _never(self, call: Call) -> bool:
+        """Whether a call is never cached: one of its arguments is or holds a NaN."""
+        try:
+            self.place(call)
+        except keytext.NotANumberKey:
+            return True
+        return False
 
     # -- the wrapper ----------------------------------------------------------------------
 
@@ -346,6 +377,11 @@ def refuse_generators(fn: Callable[..., Any]) -> None:
 
 def _without(items: tuple[str, ...], at: int) -> tuple[str, ...]:
     return items[:at] + items[at + 1 :]
+
+
+def _keywords(given: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """The order of keywords is no part of a call's identity."""
+    return tuple(sorted(given.items()))
 
 
 def _passed(name: str, kind: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from dataclasses import dataclass, fields
@@ -73,10 +74,18 @@ class Settings:
         _one_of("stats", self.stats, ("exact", "sampled"))
         if seconds(self.timeout, "timeout") <= 0:
             raise ConfigurationError("timeout must be more than 0 seconds")
-        if self.max_entries < 1:
-            raise ConfigurationError("max_entries must be at least 1")
+        for name in ("timeout", "breaker_reset"):
+            object.__setattr__(self, name, seconds(getattr(self, name), name))
+        for name in ("max_entries", "breaker_failures", "max_value"):
+            number = getattr(self, name)
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise ConfigurationError(f"{name} must be an int of at least 1, got {number!r}")
+        if self.max_weight is not None and not 0 < self.max_weight < math.inf:
+            raise ConfigurationError(f"max_weight must be more than 0, got {self.max_weight!r}")
         if (self.max_weight is None) != (self.weigh is None):
             raise ConfigurationError("max_weight and weigh belong together")
+        if self.near is not None and self.weigh is not None:
+            raise ConfigurationError("near= decides what stays; it knows no max_weight")
         self.bound()
 
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -21,6 +22,7 @@ from ..errors import KeyEncodingError
 
 PRIMITIVES: Final = frozenset({int, str, float, bool, bytes, type(None)})
 MAX_KEY: Final = 200
+_INF: Final = float("inf")
 
 REMEDY: Final = (
     'give key="...{param.id}..." or ignore=("param",), or define __cache_key__() on its class'
@@ -34,6 +36,8 @@ class NotANumberKey(KeyEncodingError):
 def _float(value: float) -> str:
     if value != value:
         raise NotANumberKey("NaN can not be part of a key")
+    if value in (_INF, -_INF):
+        return "1e999" if value > 0 else "-1e999"  # can be read back, unlike inf
     return repr(value + 0.0)  # -0.0 and 0.0 are equal and share
 
 
@@ -93,6 +97,22 @@ def class_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def _class(cls: type) -> str:
+    """The name of a class that is found under it; two local classes can share one."""
+    found: Any = sys.modules.get(cls.__module__)
+    for part in cls.__qualname__.split("."):
+        found = getattr(found, part, None)
+    if found is not cls:
+        raise KeyEncodingError(f"{class_name(cls)} can not be found by its name")
+    return ascii(class_name(cls))[1:-1]
+
+
+def _enum(value: Enum) -> str:
+    # A flag of unnamed bits has no name.
+    name = ascii(value.name)[1:-1] if value.name is not None else f"<{literal(value.value)}>"
+    return f"enum({_class(type(value))}.{name})"
+
+
 def literal(value: Any) -> str:
     """The text of one argument: ASCII, injective over equal-and-equally-typed values.
 
@@ -101,14 +121,14 @@ def literal(value: Any) -> str:
     if make is not None:
         return make(value)
     if isinstance(value, Enum):
-        return f"enum({ascii(class_name(type(value)))[1:-1]}.{ascii(value.name)[1:-1]})"
+        return _enum(value)
     own = getattr(value, "__cache_key__", None)
     if own is not None and not isinstance(value, type):
         return f"{ascii(class_name(type(value)))[1:-1]}<{literal(own())}>"
     if isinstance(value, PurePath):
         return f"{type(value).__name__}({str(value)!a})"
     if isinstance(value, type):
-        return f"class({ascii(class_name(value))[1:-1]})"
+        return f"class({_class(value)})"
     raise KeyEncodingError(f"a {class_name(type(value))} has no stable text form")
 
 
@@ -140,6 +160,13 @@ def typed(value: Any) -> Hashable:
     own = getattr(value, "__cache_key__", None)
     if own is not None and not isinstance(value, type):
         return (kind, typed(own()))
+    if kind.__eq__ is tuple.__eq__:  # a named tuple compares its items as a tuple does
+        return (kind, tuple([typed(item) for item in value]))
+    if kind is datetime and value.tzinfo is not None:
+        # In one zone == looks at the wall clock alone: an hour that comes twice would be one.
+        return (kind, value.astimezone(UTC))
+    if kind is Decimal and value.is_nan():  # a signalling one can not even be compared
+        raise NotANumberKey("NaN can not be part of a key")
     try:
         hash(value)
     except TypeError:

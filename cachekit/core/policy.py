@@ -33,7 +33,10 @@ def seconds(value: Duration, what: str = "duration") -> float:
             )
         result = sum(float(number) * _UNITS[unit] for number, unit in parts)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        result = float(value)
+        try:
+            result = float(value)
+        except OverflowError:
+            result = math.inf
     else:
         raise TypeError(
             f"{what}: expected seconds, a timedelta or text like '10m', got {type(value).__name__}"
@@ -103,7 +106,7 @@ class Policy:
                     fraction(value, name) if value else (0.0 if name == "jitter" else None)
                 )
             elif name == "beta":
-                if value is not None and not (isinstance(value, (int, float)) and value > 0):
+                if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
                     raise ValueError(f"beta: expected a positive number, got {value!r}")
                 cooked[name] = value
             elif name in ("negative_ttl", "load_timeout"):

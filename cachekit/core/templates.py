@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from ..errors import ConfigurationError
 from . import keys
 
 _FIELD: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*|\[[^\[\]{}'\"\\]+\])*\Z")
+_WORD: Final = re.compile(r"[\w@.+-]+\Z", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,13 @@ class Template:
     def key(self, values: tuple[Any, ...], owner: str) -> str:
         """The text key of these field values (typed: 7 and "7" differ)."""
         if self.plain:
-            return self._join(keys.named(keys.bare, values, self.fields, owner))
+            encoded = keys.named(keys.bare, values, self.fields, owner)
+            for i, after in enumerate(self.literals[1:-1]):
+                # What follows must show where this value ends: a-b + c is not a + b-c.
+                if _WORD.match(encoded[i]) and (not after or after[0] in encoded[i]):
+                    value = values[i]
+                    encoded[i] = ascii(value) if type(value) is str else f"({encoded[i]})"
+            return self._join(encoded)
         return self._join(
             [
                 keys.bare(value) if shape == ("", "") else _shaped(value, *shape)
@@ -94,6 +102,11 @@ def compile_template(text: str, known: Collection[str] | None, what: str) -> Tem
             )
         if spec and "{" in spec:
             raise ConfigurationError(f"{what} {text!r}: nested fields are not supported")
+        names = re.findall(r"(?:\A|\.)(\w+)", re.sub(r"\[[^\]]*\]", "", field))
+        if any(keyword.iskeyword(name) or not name.isidentifier() for name in names):
+            raise ConfigurationError(f"{what} {text!r}: field {{{field}}} is no Python name")
+        if conversion not in (None, "r", "s", "a"):
+            raise ConfigurationError(f"{what} {text!r}: use !r, !s or !a, not !{conversion}")
         fields.append(_expression(field))
         shapes.append((conversion or "", spec or ""))
         literals.append("")
@@ -114,6 +127,6 @@ def _expression(field: str) -> str:
 
     def index(match: re.Match[str]) -> str:
         inner = match.group(1)
-        return f"[{inner}]" if inner.isdigit() else f"[{inner!r}]"
+        return f"[{int(inner)}]" if inner.isascii() and inner.isdigit() else f"[{inner!r}]"
 
     return re.sub(r"\[([^\[\]]+)\]", index, field)

@@ -111,7 +111,10 @@ class _Source:
     def _write(self) -> str:
         n, shape = self._n, self.shape
         reads = [n(f"read{i}") for i in range(len(shape.reads))]
-        fields = tuple(f.replace("\0", f"{self.mark}_read") for f in shape.fields)
+        written = [f.replace("\0", f"{self.mark}_read") for f in shape.fields]
+        # What runs the user's code runs once a call, and outside our try.
+        made = {f: n(f"k{i}") for i, f in enumerate(written) if not f.isidentifier()}
+        fields = tuple(made.get(f, f) for f in written)
         values = f"({', '.join(fields)}{',' if len(fields) == 1 else ''})"
         key = fields[0] if len(fields) == 1 else values
         table = f"{n('hot')}[{n('id')}({shape.instance})]" if shape.instance else n("hot")
@@ -128,12 +131,12 @@ class _Source:
         counting = f"{e}.uses = " + (f"1.0 + {e}.uses" if shape.count == "exact" else "2.0")
         call = f"{n('slow')}({values}, {self._positional()}, {self._keywords()})"
         awaited = "await " if self.is_async else ""
-        cells = [*map(n, ("hot", "clock", "epoch", "slow", "type", "id")), *reads]
         # The layout is measured: `try` on one line with its statement and `1.0 + uses` in place
         # of `uses += 1.0` are 5 of 100 ns on 3.11.
         lines = [
             f"def {self.factory}({', '.join(self._given(reads))}):",
             f"    {'async ' if self.is_async else ''}def {n('call')}({self._parameters()}):",
+            *(f"        {name} = {field}" for field, name in made.items()),
             f"        try: {e} = {table}[{key}]",
             # Whatever a user's __hash__ raised comes again below, without our KeyError behind it.
             "        except Exception: pass",

@@ -8,7 +8,7 @@ fill), writes the source, and fills only if it was alone all the time (protocols
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..core.near import Near
@@ -151,11 +151,14 @@ class Writer:
         unknown outcome leaves a block for ``lease`` seconds."""
         try:
             outcome = await action(world)
+        except GeneratorExit:
+            raise
         except BaseException:
-            world.spawn(self._block(world, places, lease), "block keys")
+            # Cancelled or interrupted; to block first costs at most the far tier's budget.
+            await self._block(world, places, lease)
             raise
         if outcome.error is not None and outcome_unknown(outcome.error):
-            await self._block(world, places, lease)()
+            await self._block(world, places, lease)
         before = len(self.invalidator.pending)
         self.invalidator.detach(places, drop)
         await self.invalidator.tell(
@@ -166,25 +169,18 @@ class Writer:
             return outcome
         return Outcome(Written(outcome.value, len(self.invalidator.pending) > before))
 
-    def _block(
-        self, world: AnyWorld, places: Sequence[Place], lease: float
-    ) -> Callable[[], Coroutine[Any, Any, None]]:
-        """Nobody fills these keys for ``lease`` seconds: a write of theirs may still land. In
-        this process from now on; call the answer to tell the far tier."""
+    async def _block(self, world: AnyWorld, places: Sequence[Place], lease: float) -> None:
+        """Nobody fills these keys for ``lease`` seconds: a write of theirs may still land."""
         writer = self.runtime.token()
         self.near.seize(places, writer, lease)
         self._detach(places)
         keys = [place.text for place in places if place.text is not None]
-
-        async def block_far() -> None:
-            if self.far is None or not keys:
-                return
-            try:
-                await self.far.seize(world, keys, writer, lease, self.far.deadline(world))
-            except BackendError:
-                self.invalidator.postpone([("key", key) for key in keys])
-
-        return block_far
+        if self.far is None or not keys:
+            return
+        try:
+            await self.far.seize(world, keys, writer, lease, self.far.deadline(world))
+        except BackendError:
+            self.invalidator.postpone([("key", key) for key in keys])
 
     async def _seize(
         self,
