@@ -28,6 +28,7 @@ _BACKENDS = {
     "redis+cluster": "cachekit.backends.redis:RedisBackend",
     "redis+sentinel": "cachekit.backends.redis:RedisBackend",
     "memcached": "cachekit.backends.memcached:MemcachedBackend",
+    "memcacheds": "cachekit.backends.memcached:MemcachedBackend",
     "sqlite": "cachekit.backends.sqlite:SQLiteBackend",
 }
 _GROUP = "cachekit.backends"

@@ -238,7 +238,12 @@ class LocalSlots(OneByOne):
         holds = self._table.holds
         with self._table.lock:
             alone = holds.is_alone(key, writer)
-        if alone and await self._write_entry(
+            # In the same step: a seize right after this must not be ended by it.
+            doomed = not alone and not holds.end(key, writer)
+        if not alone:
+            await self._delete("slot", [key] if doomed else [], deadline)
+            return False
+        if await self._write_entry(
             key, writer, data, ttl, deadline, lambda: holds.is_alone(key, writer)
         ):
             return True
