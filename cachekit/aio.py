@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from .core.entry import MISSING, Missing
 from .core.policy import Ttl
 from .direct import Direct
 from .runtime import AsyncioWorld
@@ -32,11 +33,13 @@ class AsyncCache:
     async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         return await self._direct.get_many(self._world, list(keys))
 
-    async def set(self, key: str, value: Any, *, ttl: Ttl = None, tags: Iterable[str] = ()) -> bool:
+    async def set(
+        self, key: str, value: Any, *, ttl: Ttl | Missing = MISSING, tags: Iterable[str] = ()
+    ) -> bool:
         return await self._direct.set(self._world, key, value, ttl, tags)
 
     async def set_many(
-        self, values: Mapping[str, Any], *, ttl: Ttl = None, tags: Iterable[str] = ()
+        self, values: Mapping[str, Any], *, ttl: Ttl | Missing = MISSING, tags: Iterable[str] = ()
     ) -> int:
         kept = list(tags)
         done = [await self.set(key, value, ttl=ttl, tags=kept) for key, value in values.items()]
@@ -47,7 +50,7 @@ class AsyncCache:
         key: str,
         load: Callable[[], Any],
         *,
-        ttl: Ttl = None,
+        ttl: Ttl | Missing = MISSING,
         tags: Iterable[str] = (),
         **policy: Any,
     ) -> Any:
@@ -60,7 +63,7 @@ class AsyncCache:
         keys: Iterable[str],
         load: Callable[[list[str]], Any],
         *,
-        ttl: Ttl = None,
+        ttl: Ttl | Missing = MISSING,
         tags: Iterable[str] = (),
         **policy: Any,
     ) -> dict[str, Any]:
@@ -68,7 +71,7 @@ class AsyncCache:
         outcome = await self._direct.get_or_set_many(self._world, list(keys), load, made, tags)
         return outcome.settle()  # type: ignore[no-any-return]  # Outcome carries Any
 
-    async def touch(self, key: str, ttl: Ttl = None) -> bool:
+    async def touch(self, key: str, ttl: Ttl | Missing = MISSING) -> bool:
         return await self._direct.touch(self._world, key, ttl)
 
     async def delete(self, key: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
 from . import decorators
 from .aio import AsyncCache
-from .core.entry import MISSING
+from .core.entry import MISSING, Missing
 from .core.ops import Flushed
 from .core.policy import Policy, Ttl
 from .direct import Direct
@@ -20,9 +20,19 @@ from .settings import Settings
 from .statistics import Stats, stats_of
 from .strategies.base import Strategy
 from .strategies.parts import Parts
-from .typing_shapes import AsyncCached, Cached, Decorator, SameSignature
+from .typing_shapes import (
+    AsyncCached,
+    Cached,
+    Decorator,
+    ManyDecorator,
+    SameSignature,
+    WriteBackDecorator,
+)
 from .wiring import build
 
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
 T = TypeVar("T")
 CLOSE_TIMEOUT = 10.0
 
@@ -72,14 +82,24 @@ class Cache:
     # -- decorators -----------------------------------------------------------------------
 
     @overload
-    def cached(self, fn: Callable[..., Any], /) -> Any: ...
+    def cached(self, fn: classmethod[S, P, R], /) -> classmethod[S, P, R]: ...
+    @overload
+    def cached(  # type: ignore[overload-overlap]  # a staticmethod is also a function
+        self, fn: staticmethod[P, R], /
+    ) -> staticmethod[P, R]: ...
+    @overload
+    def cached(  # type: ignore[overload-overlap]  # a coroutine function is also a function
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> AsyncCached[P, R]: ...
+    @overload
+    def cached(self, fn: Callable[P, R], /) -> Cached[P, R]: ...
     @overload
     def cached(
         self,
         fn: None = None,
         /,
         *,
-        ttl: Ttl = None,
+        ttl: Ttl | Missing = MISSING,
         tags: Sequence[str] | Callable[[Any], Sequence[str]] = (),
         key: str | Callable[..., str] | None = None,
         name: str | None = None,
@@ -121,15 +141,15 @@ class Cache:
         over: str | None = None,
         tags: Sequence[str] = (),
         codec: str | Codec | None = None,
-        ttl: Ttl = None,
+        ttl: Ttl | Missing = MISSING,
         **policy: Any,
-    ) -> SameSignature:
+    ) -> ManyDecorator:
         """Keep the items of a function ``fn(items, ...) -> {item: value}``: one call of it for
         all that miss. ``key`` is a template with the item as its one free name
         ("price:{sku}"); ``over`` names the list parameter (default: the first). Items the
         function leaves out are absent from the answer and not kept."""
         made = self._policy({"ttl": ttl, **policy})
-        resolved = decorators.codec_of(self._parts, codec)
+        resolved = self._parts.codec_of(codec)
         return lambda fn: decorators.cached_many(
             self._parts, fn, made, key=key, over=over, tags=tags, codec=resolved
         )
@@ -141,7 +161,7 @@ class Cache:
             self._parts, fn, tags=tags, keys=keys, place_of=self._direct.place
         )
 
-    def write_back(self, *, key: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    def write_back(self, *, key: str, **options: Any) -> WriteBackDecorator:
         """Decorate a batch writer ``fn({id: value})``: calling it with ``(id, value)`` logs one
         write and returns. Options as :class:`cachekit.WriteBack`'s."""
         return lambda fn: decorators.write_back(self, fn, {"key": key, **options})
@@ -162,14 +182,16 @@ class Cache:
         """{key: value} of those that are cached; one round trip."""
         return drive(self._direct.get_many(self._threads, list(keys)))
 
-    def set(self, key: str, value: Any, *, ttl: Ttl = None, tags: Iterable[str] = ()) -> bool:
+    def set(
+        self, key: str, value: Any, *, ttl: Ttl | Missing = MISSING, tags: Iterable[str] = ()
+    ) -> bool:
         """Keep a value; False if it was not kept (a writer is at work, ttl 0, disabled).
 
         Raises CodecError for a value the far tier's codec can not give back."""
         return drive(self._direct.set(self._threads, key, value, ttl, tags))
 
     def set_many(
-        self, values: Mapping[str, Any], *, ttl: Ttl = None, tags: Iterable[str] = ()
+        self, values: Mapping[str, Any], *, ttl: Ttl | Missing = MISSING, tags: Iterable[str] = ()
     ) -> int:
         """Keep several values; says how many were kept."""
         kept = list(tags)
@@ -180,7 +202,7 @@ class Cache:
         key: str,
         load: Callable[[], T],
         *,
-        ttl: Ttl = None,
+        ttl: Ttl | Missing = MISSING,
         tags: Iterable[str] = (),
         **policy: Any,
     ) -> T:
@@ -194,7 +216,7 @@ class Cache:
         keys: Iterable[str],
         load: Callable[[list[str]], Mapping[str, T]],
         *,
-        ttl: Ttl = None,
+        ttl: Ttl | Missing = MISSING,
         tags: Iterable[str] = (),
         **policy: Any,
     ) -> dict[str, T]:
@@ -203,7 +225,7 @@ class Cache:
         outcome = drive(self._direct.get_or_set_many(self._threads, list(keys), load, made, tags))
         return outcome.settle()  # type: ignore[no-any-return]  # Outcome carries Any
 
-    def touch(self, key: str, ttl: Ttl = None) -> bool:
+    def touch(self, key: str, ttl: Ttl | Missing = MISSING) -> bool:
         """Give a cached value a new ttl from now; False if it is not cached."""
         return drive(self._direct.touch(self._threads, key, ttl))
 
@@ -292,15 +314,19 @@ class Cache:
 
     def _policy(self, options: dict[str, Any]) -> Policy:
         """The cache's default policy with these options."""
-        given = {k: v for k, v in options.items() if not (k == "ttl" and v is None)}
+        given = {k: v for k, v in options.items() if v is not MISSING}
         made = Policy.make(**given)
         return self._parts.policy.but(**{name: getattr(made, name) for name in given})
 
     def _options(self, options: dict[str, Any]) -> Options:
         """Take what is ``cached``'s own out of the options; the rest is policy."""
         names = ("key", "tags", "name", "version", "ignore", "condition", "copy")
+        known = {*names, "codec", "stats", *Policy.__dataclass_fields__}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise TypeError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}")
         own = {name: options.pop(name) for name in names if name in options}
-        codec = decorators.codec_of(self._parts, options.pop("codec", None))
+        codec = self._parts.codec_of(options.pop("codec", None))
         count = options.pop("stats", None) or self._parts.count
         return Options(codec=codec, count=count, **own)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from .codecs import registry_of, resolve
 from .core.entry import MISSING
 from .core.ops import Flushed
 from .core.outcome import Outcome
@@ -19,10 +18,9 @@ from .functions import Call, Function, Options, label, refuse_generators
 from .protocols import Codec
 from .runtime import AnyWorld, drive
 from .strategies.many import peek_many, read_many
-from .strategies.parts import HasParts, Parts
+from .strategies.parts import HasParts, Parts, codec_for
 from .strategies.reader import Recipe
 from .strategies.write_back import WriteBack
-from .wiring import check_codec
 
 
 def cached(parts: Parts, fn: Any, policy: Policy, options: Options) -> Any:
@@ -56,19 +54,6 @@ def cached(parts: Parts, fn: Any, policy: Policy, options: Options) -> Any:
     return wrapper
 
 
-def codec_for(codec: Codec, fn: Callable[..., Any]) -> Codec:
-    """The codec with the classes of the function's return annotation registered."""
-    with_types = getattr(codec, "with_types", None)
-    if with_types is None:
-        return codec
-    try:
-        returned = get_type_hints(fn).get("return")
-    except Exception:  # a name that only a type checker sees: nothing to register
-        return codec
-    found = registry_of(returned) if returned is not None else ()
-    return with_types(found) if found else codec
-
-
 def _add_helpers(wrapper: Any, function: Function) -> None:
     runtime, near = function.parts.runtime, function.parts.near
     threads = runtime.threads
@@ -90,7 +75,7 @@ def _add_helpers(wrapper: Any, function: Function) -> None:
     if function.is_async:
 
         async def peek(*args: Any, **kwargs: Any) -> Any:
-            return await function.peek(runtime.asyncio(), bind(*args, **kwargs))
+            return (await function.peek(runtime.asyncio(), bind(*args, **kwargs))).settle()
 
         async def refresh(*args: Any, **kwargs: Any) -> Any:
             return (await function.refresh(runtime.asyncio(), bind(*args, **kwargs))).settle()
@@ -100,7 +85,7 @@ def _add_helpers(wrapper: Any, function: Function) -> None:
 
         wrapper.peek, wrapper.refresh, wrapper.invalidate = peek, refresh, invalidate
     else:
-        wrapper.peek = lambda *a, **k: drive(function.peek(threads, bind(*a, **k)))
+        wrapper.peek = lambda *a, **k: drive(function.peek(threads, bind(*a, **k))).settle()
         wrapper.refresh = lambda *a, **k: drive(function.refresh(threads, bind(*a, **k))).settle()
         wrapper.invalidate = lambda *a, **k: drive(
             function.invalidate(threads, bind(*a, **k))
@@ -257,6 +242,8 @@ class _Many:
     async def peek(
         self, world: AnyWorld, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> dict[Any, Any]:
+        if self.parts.off:
+            return {}
         items, bound = self._split(args, kwargs)
         places, tags = self._places(items, bound)
         found = await peek_many(self.parts.reader, world, self.recipe, places, tags)
@@ -367,19 +354,3 @@ def write_back(cache: HasParts, fn: Any, options: Mapping[str, Any]) -> Any:
     wrapper.uncached = fn
     del wrapper.__wrapped__  # its signature is (id, value), not the batch writer's
     return wrapper
-
-
-def tags_list(tags: Iterable[str] | str) -> list[str]:
-    if isinstance(tags, str):
-        raise TypeError("tags must be a list of str, got one str")
-    return list(tags)
-
-
-def codec_of(parts: Parts, spec: str | Codec | None) -> Codec | None:
-    """The codec of one function; refused where a cache of this backend would be."""
-    if spec is None:
-        return None
-    codec = resolve(spec)
-    if parts.far is not None:
-        check_codec(codec.safe, parts.far.backend)
-    return codec

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .core import keys as keytext
-from .core.entry import MISSING, Verdict
+from .core.entry import MISSING, Missing, Verdict
 from .core.flights import Flight
 from .core.outcome import Outcome
 from .core.place import Place
@@ -52,12 +52,12 @@ class Direct:
         return {k: v for k, v in zip(keys, found, strict=True) if v is not MISSING}
 
     async def set(
-        self, world: AnyWorld, key: str, value: Any, ttl: Ttl, tags: Iterable[str]
+        self, world: AnyWorld, key: str, value: Any, ttl: Ttl | Missing, tags: Iterable[str]
     ) -> bool:
         parts = self.parts
         place = self.table.place((keytext.check_text(key, "a key"),))
         labels = self._labels(tags)
-        policy = parts.policy if ttl is None else parts.policy.but(ttl=Policy.make(ttl=ttl).ttl)
+        policy = self._with(ttl)
         span = policy.spans(value, 0.0, parts.runtime.uniform)
         if span is None or parts.off:
             await parts.invalidator.invalidate(world, [place])
@@ -148,11 +148,11 @@ class Direct:
                 answer[key] = outcome.value
         return Outcome(answer)
 
-    async def touch(self, world: AnyWorld, key: str, ttl: Ttl) -> bool:
+    async def touch(self, world: AnyWorld, key: str, ttl: Ttl | Missing) -> bool:
         """Read and write again under the refresh lease, so that a racing invalidation wins."""
         parts = self.parts
         place = self.place(key)
-        policy = parts.policy.but(ttl=Policy.make(ttl=ttl).ttl)
+        policy = self._with(ttl)
         verdict, entry = parts.near.find(place)
         far = parts.far
         if far is None:
@@ -189,6 +189,11 @@ class Direct:
             raise TypeError("keys must be a list of str, got one str")
         places = [self.place(key) for key in keys]
         await self.parts.invalidator.invalidate(world, places, self._labels(tags))
+
+    def _with(self, ttl: Ttl | Missing) -> Policy:
+        """The cache's policy, with this ttl if one was given."""
+        policy = self.parts.policy
+        return policy if isinstance(ttl, Missing) else policy.but(ttl=Policy.make(ttl=ttl).ttl)
 
     def _labels(self, tags: Iterable[str]) -> tuple[str, ...]:
         if isinstance(tags, str):

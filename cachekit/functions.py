@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ast
 import copy as copying
-import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .core import keys as keytext
@@ -112,7 +111,6 @@ class Function:
             if self._result_templates or discover
             else None,
         )
-        self._mixed = any(set(t.names) != {"result"} for t in self._result_templates)
         self._shape = Shape(
             fields,
             instance=self.instance,
@@ -189,7 +187,7 @@ class Function:
 
     def _text(self, values: tuple[Any, ...]) -> str:
         if self._key is not None:
-            return self._key.key(values, self.name)
+            return self._key.key(values if self._key.fields else (), self.name)
         if self.options.key is not None:
             return keytext.check_text(values[0], f"{self.name}: key")
         if self._shape.fields == ("None",):
@@ -234,17 +232,16 @@ class Function:
                 )
         return [t for t in compiled if t not in by_result], by_result, None
 
-    def _tags_of_result(self, value: Any, scope: Mapping[str, Any] | None = None) -> list[str]:
+    def _tags_of_result(self, value: Any) -> list[str]:
         if self._discover is not None:
             return [keytext.check_text(t, f"{self.name}: a tag") for t in self._discover(value)]
-        whole = {**(scope or {}), "result": value}
-        return [label(t, whole) for t in self._result_templates]
+        return [label(t, {"result": value}) for t in self._result_templates]
 
     def tags_of(self, call: Call) -> tuple[str, ...]:
         if not self._tag_templates:
             return ()
         scope = self.scope(call)
-        return tuple(dict.fromkeys(label(t, scope) for t in self._tag_templates))
+        return tuple(dict.fromkeys([label(t, scope) for t in self._tag_templates]))
 
     def scope(self, call: Call) -> dict[str, Any]:
         """Parameter names -> values of a call in canonical form."""
@@ -259,13 +256,9 @@ class Function:
     # -- one call -------------------------------------------------------------------------
 
     def job(self, call: Call) -> Job:
-        fn, args, kwargs, recipe = self.fn, call.args, call.kwargs, self.recipe
-        if self._mixed:  # tags of the result and of this call's arguments
-            scope = self.scope(call)
-            tags_of = functools.partial(self._tags_of_result, scope=scope)
-            recipe = replace(recipe, discovery=Discovery(tags_of))
+        fn, args, kwargs = self.fn, call.args, call.kwargs
         return Job(
-            recipe,
+            self.recipe,
             self.place(call),
             lambda world: world.call(fn, args, kwargs),
             self.tags_of(call),
@@ -287,35 +280,48 @@ class Function:
         if self.parts.coarse:
             self.parts.clock.start()
         outcome = await self.parts.reader.read(world, job)
-        if options.copy and outcome.error is None:
-            return Outcome(copying.deepcopy(outcome.value))
-        return outcome
+        return self._handed_out(outcome)
 
-    async def peek(self, world: AnyWorld, call: Call) -> Any:
-        if self.parts.off or self._never(call):
-            return MISSING
-        (found,) = await peek_many(
-            self.parts.reader, world, self.recipe, [self.place(call)], [self.tags_of(call)]
-        )
-        return copying.deepcopy(found) if self.options.copy and found is not MISSING else found
+    def _handed_out(self, outcome: Outcome) -> Outcome:
+        if not self.options.copy or outcome.error is not None or outcome.value is MISSING:
+            return outcome
+        try:
+            return Outcome(copying.deepcopy(outcome.value))
+        except Exception as error:
+            return Outcome(error=error)
+
+    async def peek(self, world: AnyWorld, call: Call) -> Outcome:
+        try:
+            if self.parts.off:
+                return Outcome(MISSING)
+            job = self.job(call)
+        except keytext.NotANumberKey:
+            return Outcome(MISSING)
+        except Exception as error:
+            return Outcome(error=error)
+        (found,) = await peek_many(self.parts.reader, world, self.recipe, [job.place], [job.tags])
+        return self._handed_out(Outcome(found))
 
     async def refresh(self, world: AnyWorld, call: Call) -> Outcome:
-        if self.parts.off or self._never(call):
+        try:
+            if self.parts.off:
+                return await world.call(self.fn, call.args, call.kwargs)
+            job = self.job(call)
+        except keytext.NotANumberKey:
             return await world.call(self.fn, call.args, call.kwargs)
-        return await self.parts.reader.refresh(world, self.job(call))
+        except Exception as error:
+            return Outcome(error=error)
+        return self._handed_out(await self.parts.reader.refresh(world, job))
 
     async def invalidate(self, world: AnyWorld, call: Call) -> Outcome:
-        if not self._never(call):
-            await self.parts.invalidator.invalidate(world, [self.place(call)])
-        return Outcome()
-
-    def _never(self, call: Call) -> bool:
-        """Whether a call is never cached: one of its arguments is or holds a NaN."""
         try:
-            self.place(call)
-        except keytext.NotANumberKey:
-            return True
-        return False
+            place = self.place(call)
+        except keytext.NotANumberKey:  # never cached
+            return Outcome()
+        except Exception as error:
+            return Outcome(error=error)
+        await self.parts.invalidator.invalidate(world, [place])
+        return Outcome()
 
     # -- the wrapper ----------------------------------------------------------------------
 
@@ -360,11 +366,9 @@ class Function:
 
 def label(template: Template, scope: dict[str, Any]) -> str:
     """The tag a template gives in a scope of names."""
-    values = tuple(
-        eval(field, {"__builtins__": {}}, dict(scope))  # fields are checked names, see templates
-        for field in template.fields
-    )
-    return template.label(values)
+    # Fields are checked names, see templates. A list: a generator would turn StopIteration.
+    values = [eval(field, {"__builtins__": {}}, dict(scope)) for field in template.fields]
+    return template.label(tuple(values))
 
 
 def refuse_generators(fn: Callable[..., Any]) -> None:

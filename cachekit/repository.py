@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .core.ops import Flushed
 from .core.outcome import Outcome
-from .decorators import codec_for
 from .errors import ConfigurationError
 from .runtime import AnyWorld, drive
 from .strategies.base import Strategy
@@ -73,14 +73,8 @@ def repository(
     spec = strategy if strategy is not None else WriteThrough
     if isinstance(spec, type):
         spec = spec()
-    given = {k: v for k, v in options.items() if v is not None}
-    if "codec" not in given:
-        given["codec"] = cache.parts.codec
-        for method in (methods["load"], methods["load_many"]):
-            if method is not None:
-                given["codec"] = codec_for(given["codec"], method)
     bound = spec.bound(
-        cache, key=key or f"{type(source).__name__}:{{id}}", **mapper.functions(), **given
+        cache, key=key or f"{type(source).__name__}:{{id}}", **mapper.functions(), **options
     )
     if bound.is_async:
         return AsyncRepository(source, bound, mapper)
@@ -133,6 +127,7 @@ class _Mapper:
             return method
         if is_async(method):
 
+            @functools.wraps(method)
             async def load_async(id: Any) -> Any:
                 try:
                     return await method(id)
@@ -141,6 +136,7 @@ class _Mapper:
 
             return load_async
 
+        @functools.wraps(method)
         def load(id: Any) -> Any:
             try:
                 return method(id)
@@ -152,11 +148,17 @@ class _Mapper:
     def _loading_many(self, method: Callable[..., Any]) -> Callable[..., Any]:
         if is_async(method):
 
+            @functools.wraps(method)
             async def load_many_async(ids: Sequence[Any]) -> Mapping[Any, Any]:
                 return self._by_id(await method(ids))
 
             return load_many_async
-        return lambda ids: self._by_id(method(ids))
+
+        @functools.wraps(method)
+        def load_many(ids: Sequence[Any]) -> Mapping[Any, Any]:
+            return self._by_id(method(ids))
+
+        return load_many
 
     def _by_id(self, found: Any) -> Mapping[Any, Any]:
         if isinstance(found, Mapping):

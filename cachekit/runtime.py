@@ -185,7 +185,9 @@ class AsyncioWorld:
         if flight.on_landing(wake_from_anywhere):
             return True
         try:
-            await asyncio.wait_for(landed, timeout)
+            # Not wait_for: before 3.12 it swallows a cancellation that meets the landing.
+            async with asyncio.timeout(timeout):
+                await landed
         except TimeoutError:
             return False
         return True
@@ -268,6 +270,7 @@ class Runtime:
         return pool
 
     def background(self, work: Callable[[], None]) -> bool:
+        """Run in a daemon thread; False when too many run already or the process is ending."""
         with self._lock:
             if self._running >= BACKGROUND_LIMIT:
                 return False
@@ -281,7 +284,8 @@ class Runtime:
                     self._running -= 1
 
         try:
-            self.pool().submit(run)
+            # A daemon of its own: background work must never hold up the interpreter's exit.
+            threading.Thread(target=run, name="cachekit-background", daemon=True).start()
         except RuntimeError:  # interpreter shutdown: no new thread can start
             with self._lock:
                 self._running -= 1

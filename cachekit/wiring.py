@@ -15,7 +15,7 @@ from .observe import Meter
 from .protocols import Backend
 from .runtime import Runtime, Ticker
 from .settings import Settings, safe_url
-from .strategies.parts import Parts
+from .strategies.parts import Parts, check_codec
 from .strategies.reader import Reader
 from .strategies.writer import Writer
 from .tiers import Far
@@ -27,6 +27,8 @@ _BACKENDS = {
     "unix": "cachekit.backends.redis:RedisBackend",
     "redis+cluster": "cachekit.backends.redis:RedisBackend",
     "redis+sentinel": "cachekit.backends.redis:RedisBackend",
+    "redis+clusters": "cachekit.backends.redis:RedisBackend",
+    "redis+sentinels": "cachekit.backends.redis:RedisBackend",
     "memcached": "cachekit.backends.memcached:MemcachedBackend",
     "memcacheds": "cachekit.backends.memcached:MemcachedBackend",
     "sqlite": "cachekit.backends.sqlite:SQLiteBackend",
@@ -116,12 +118,3 @@ def build(settings: Settings, runtime: Runtime | None = None) -> Parts:
         coarse=coarse,
         count=settings.stats,
     )
-
-
-def check_codec(safe: bool, backend: Backend) -> None:
-    """Refuse a codec that runs code from bytes others can write."""
-    if not safe:
-        raise ConfigurationError(
-            f"{backend.name}: an unsigned pickle must not be read from a store that others can "
-            "write; give codec=cachekit.codecs.Pickle(secret=...), or keep the default codec"
-        )

@@ -239,9 +239,9 @@ class LocalSlots(OneByOne):
         with self._table.lock:
             alone = holds.is_alone(key, writer)
             # In the same step: a seize right after this must not be ended by it.
-            doomed = not alone and not holds.end(key, writer)
+            doomed = [key] if not alone and not holds.end(key, writer) else []
         if not alone:
-            await self._delete("slot", [key] if doomed else [], deadline)
+            await self._delete("slot", doomed, deadline)
             return False
         if await self._write_entry(
             key, writer, data, ttl, deadline, lambda: holds.is_alone(key, writer)
@@ -384,8 +384,7 @@ _SPACE = "~space"
 
 
 def _name(kind: str, key: str) -> str:
-    name = f"~{kind}:{key}"
-    if len(name) <= KEY_BYTES:
+    if len(name := f"~{kind}:{key}") <= KEY_BYTES:
         return name
     return f"~{kind}#{hashlib.blake2b(key.encode(), digest_size=32).hexdigest()}"
 

@@ -81,13 +81,15 @@ class Buffer:
             if self._out.get(op.key) is not op:
                 continue  # settled meanwhile
             self._leave(op)
-            if op.key in self._waiting:
+            newer = self._waiting.get(op.key)
+            if newer is not None:
                 self.superseded += 1
+                back[op.key] = replace(newer, at=min(op.at, newer.at))
             else:
                 back[op.key] = replace(op, attempts=op.attempts + 1)
         if back:
-            back.update(self._waiting)
-            self._waiting = back
+            ops = (*back.values(), *(o for o in self._waiting.values() if o.key not in back))
+            self._waiting = {op.key: op for op in sorted(ops, key=lambda op: op.at)}
 
     def park(self, op: Op, error: str) -> None:
         """A dead letter: the operation leaves the queue with its error, and stays listed."""

@@ -23,6 +23,8 @@ class Missing(enum.Enum):
     def __repr__(self) -> str:
         return "cachekit.MISSING"
 
+    __str__ = __repr__
+
     def __bool__(self) -> bool:
         return False
 
@@ -51,6 +53,21 @@ class Entry:
         self.shelf = shelf
         self.epoch = epoch
         self.extra: Extra | None = None
+
+
+class LooseEntry(Entry):
+    """An entry of a user's mapping, which may drop it unseen: its hits count at once."""
+
+    __slots__ = ()
+
+    @property
+    def uses(self) -> float:
+        return 0.0
+
+    @uses.setter
+    def uses(self, more: float) -> None:
+        if more:
+            self.shelf.table.tally.hits += more
 
 
 class Extra:

@@ -23,6 +23,7 @@ from ..errors import KeyEncodingError
 PRIMITIVES: Final = frozenset({int, str, float, bool, bytes, type(None)})
 MAX_KEY: Final = 200
 _INF: Final = float("inf")
+_TUPLE_EQ: Final[Any] = tuple.__eq__
 
 REMEDY: Final = (
     'give key="...{param.id}..." or ignore=("param",), or define __cache_key__() on its class'
@@ -160,7 +161,7 @@ def typed(value: Any) -> Hashable:
     own = getattr(value, "__cache_key__", None)
     if own is not None and not isinstance(value, type):
         return (kind, typed(own()))
-    if kind.__eq__ is tuple.__eq__:  # a named tuple compares its items as a tuple does
+    if kind.__eq__ is _TUPLE_EQ:  # a named tuple compares its items as a tuple does
         return (kind, tuple([typed(item) for item in value]))
     if kind is datetime and value.tzinfo is not None:
         # In one zone == looks at the wall clock alone: an hour that comes twice would be one.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMappi
 from contextlib import contextmanager
 from typing import Any
 
-from .entry import INF, Entry, Extra, Verdict, judge
+from .entry import INF, Entry, Extra, LooseEntry, Verdict, judge
 from .flights import Flight
 from .place import Place, Shelf, Table
 from .policy import Span
@@ -70,7 +70,11 @@ class Near:
 
     def find(self, place: Place) -> tuple[Verdict, Entry | None]:
         """What is known of a place now, tags checked. Counts nothing."""
-        entry = self._entry(place)
+        if self.mapping is None:
+            entry = self._entry(place)
+        else:
+            with self._section() as free:
+                entry = self._entry(place) if free else None
         if entry is None:
             return Verdict.MISS, None
         verdict = judge(entry, self.clock())
@@ -94,13 +98,10 @@ class Near:
 
     def _entry(self, place: Place) -> Entry | None:
         if self.mapping is not None:
-            with self._section() as free:
-                if not free:
-                    return None
-                try:
-                    return self.mapping[place.ident]  # type: ignore[no-any-return]  # ours
-                except KeyError:
-                    return None
+            try:
+                return self.mapping[place.ident]  # type: ignore[no-any-return]  # ours
+            except KeyError:
+                return None
         shelf = place.shelf
         if place.primitive:
             entry = shelf.hot.get(place.raw)
@@ -112,10 +113,10 @@ class Near:
         return entry
 
     def _tags_hold(self, entry: Entry) -> bool:
-        extra = entry.extra
+        extra, epoch = entry.extra, entry.shelf.table.epoch
         if extra is None or not extra.tags:
+            entry.epoch = epoch  # or the hit road would ask again and again
             return True
-        epoch = entry.shelf.table.epoch
         if entry.epoch is epoch and epoch is not None:
             return True
         last, floor = self._last, self._floor
@@ -156,7 +157,7 @@ class Near:
             ):
                 self.refused += 1
                 return False
-            if self.max_weight is not None and weight > self.max_weight:
+            if self.max_weight is not None and not 0 <= weight <= self.max_weight:  # or NaN
                 self._kill(place)
                 return False
             if self.buried:
@@ -194,16 +195,20 @@ class Near:
                 self.weight -= old.extra.weight
             old.value, old.extra, old.epoch, old.deadline = value, extra, table.epoch, deadline
         else:
-            if old is not None:
-                self._remove(old)
             if self.mapping is None:
+                if old is not None:
+                    self._remove(old)
                 self._make_room(1, weight)
             hot = place.primitive and place.raw not in shelf.hot
             key = place.raw if hot else place.typed
-            entry = Entry(value, deadline, key, place.types if hot else None, shelf, table.epoch)
+            make = Entry if self.mapping is None else LooseEntry
+            entry = make(value, deadline, key, place.types if hot else None, shelf, table.epoch)
             entry.extra = extra
             if self.mapping is not None:
-                self.mapping[place.ident] = entry
+                try:
+                    self.mapping[place.ident] = entry
+                except ValueError:  # cachetools: too large for it
+                    self.refused += 1
                 return
             if hot:
                 shelf.hot[key] = entry
@@ -226,8 +231,7 @@ class Near:
                 return
             entry.shelf.table.tally.evictions += 1
             self._remove(entry)
-        if len(self._queue) > 2 * self.live + 64:
-            self._queue.sweep()
+        self._queue.tidy(self.live, heavy=self.max_weight is not None)
 
     # -- killing --------------------------------------------------------------------------
 

@@ -106,7 +106,8 @@ class Policy:
                     fraction(value, name) if value else (0.0 if name == "jitter" else None)
                 )
             elif name == "beta":
-                if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                if value is not None and not (number and 0 < value < math.inf):
                     raise ValueError(f"beta: expected a positive number, got {value!r}")
                 cooked[name] = value
             elif name in ("negative_ttl", "load_timeout"):

@@ -28,8 +28,8 @@ _WORD = (1 << 64) - 1
 class S3Fifo:
     """The order in which entries leave. Not thread-safe: the near tier's lock is held.
 
-    Entries that died elsewhere stay queued and are passed over (``alive`` tells); they are
-    swept once they outnumber twice the live ones."""
+    Entries that died elsewhere stay queued and are passed over (``alive`` tells); :meth:`tidy`
+    drops them."""
 
     __slots__ = (
         "_fold",
@@ -102,6 +102,12 @@ class S3Fifo:
                 continue
             return entry
         return None
+
+    def tidy(self, live: int, *, heavy: bool) -> None:
+        """Sweep once dead entries, which hold their values, outnumber the live ones by 64; where
+        values are weighed once they are a quarter as many."""
+        if len(self) > live + (4 + live // 4 if heavy else 64 + live):
+            self.sweep()
 
     def sweep(self) -> None:
         """Drop dead entries from both queues."""

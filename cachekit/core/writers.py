@@ -22,17 +22,22 @@ class Block:
 class Writers:
     """Blocks by key identity. ``clock`` is monotonic seconds."""
 
-    __slots__ = ("_blocks", "_clock")
+    __slots__ = ("_blocks", "_clock", "_sweep_at")
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._blocks: dict[Hashable, Block] = {}
         self._clock = clock
+        self._sweep_at = 64
 
     def __len__(self) -> int:
         return len(self._blocks)
 
     def seize(self, idents: Iterable[Hashable], writer: object, lease: float) -> None:
-        until = self._clock() + lease
+        now = self._clock()
+        if len(self._blocks) >= self._sweep_at:  # of writers that never ended
+            self._blocks = {i: b for i, b in self._blocks.items() if now < b.until}
+            self._sweep_at = 2 * len(self._blocks) + 64
+        until = now + lease
         for ident in idents:
             block = self._standing(ident) or self._blocks.setdefault(ident, Block())
             block.contested = block.contested or bool(block.ids)

@@ -56,6 +56,11 @@ class MemoryLog:
             "Raise max_pending, or catch QueueFull and slow down"
         )
 
+    def knows(self, key: Any) -> bool:
+        """Whether a key has an unwritten operation."""
+        with self._changed:
+            return self._buffer.knows(key)
+
     def pending(self, key: Any) -> Op | None:
         with self._changed:
             return self._buffer.pending(key)

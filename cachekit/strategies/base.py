@@ -19,7 +19,7 @@ from ..runtime import AnyWorld, drive
 from .aio import CLOSE_TIMEOUT, AsyncStrategy
 from .discovery import Discovery
 from .many import read_many
-from .parts import HasParts, Parts
+from .parts import HasParts, Parts, codec_for
 from .reader import Job, Recipe
 from .source import Source
 from .writer import Target, Written
@@ -81,7 +81,8 @@ class Strategy:
 
     def bound(self, cache: HasParts, **more: Any) -> Self:
         """This description over a cache, with options filled in that it does not have."""
-        have = {k: v for k, v in self._options.items() if v is not None and v != ()}
+        named = ("key", "tags", "invalidates", "name", "codec")
+        have = {k: v for k, v in self._options.items() if k not in named or v not in (None, ())}
         return type(self)(cache, **{**more, **have})
 
     # -- binding --------------------------------------------------------------------------
@@ -133,9 +134,10 @@ class Strategy:
         # An id that is the whole key finds its entry by itself; others build their key first.
         plain = self._key is None or self._key.fields != (self._id_name,)
         self._hot = {} if plain else table.shelf.hot
-        from ..codecs import resolve
-
-        codec = parts.codec if options["codec"] is None else resolve(options["codec"])
+        codec = parts.codec_of(options["codec"]) or parts.codec
+        for loader in (self.source.load, self.source.load_many):
+            if loader is not None:
+                codec = codec_for(codec, loader)
         self._discover = discover
         self.recipe = Recipe(
             self.name,
@@ -389,4 +391,10 @@ def _split_tags(
         raise ConfigurationError(f"{owner}: tags must be a list of templates, got one str")
     compiled = [compile_template(t, (id_name, *_RESULT), f"{owner}: tag") for t in tags]
     by_value = [t for t in compiled if set(t.names) & set(_RESULT)]
+    for template in by_value:
+        if id_name in template.names:
+            raise ConfigurationError(
+                f"{owner}: tag {template.text!r} uses both {id_name!r} and the value; "
+                "give tags=function_of_the_value instead"
+            )
     return [t for t in compiled if t not in by_value], by_value, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.entry import INF
@@ -58,6 +58,8 @@ class Filler:
         self.meter = meter
         self.bound = bound
         self.strict = strict
+        # Whether a key has an unwritten value: newer than whatever was loaded.
+        self.dirty: list[Callable[[Hashable], bool]] = []
 
     def span(self, policy: Policy, value: Any, cost: float, name: str) -> Span | None:
         """How long to keep a value; None = not at all. A ttl function that fails keeps nothing:
@@ -81,12 +83,19 @@ class Filler:
         flight: Flight | None,
         writer: object | None = None,
     ) -> bool:
+        near_span = self.near_span(span)
+        if near_span is None or any(is_dirty(place.ident) for is_dirty in self.dirty):
+            return False
+        return self.near.store(
+            place, value, near_span, tags=tags, seq=seq, flight=flight, writer=writer
+        )
+
+    def near_span(self, span: Span) -> Span | None:
+        """How long a near copy is trusted; None = it is not kept."""
         bound = self.bound
-        if self.far is not None and bound is not None:
-            if bound <= 0:
-                return False
-            span = Span(min(span.fresh, bound), span.kept)
-        return self.near.store(place, value, span, tags=tags, seq=seq, flight=flight, writer=writer)
+        if self.far is None or bound is None:
+            return span
+        return Span(min(span.fresh, bound), span.kept) if bound > 0 else None
 
     def encode(
         self,

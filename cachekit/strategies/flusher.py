@@ -68,34 +68,65 @@ class Flusher:
         self._hurry = 0  # flush everything up to this version without waiting for a full batch
         self._ending = threading.Event()
         self._next_batch = 0.0
+        self.threadless = False  # the interpreter is ending: no worker can start
 
     # -- starting and ending --------------------------------------------------------------
 
     def start(self, world: AnyWorld) -> None:
         """Start the worker unless it runs."""
-        if self._worker is not None:
+        if self._alive():
             return
         with self._lock:
-            if self._worker is not None:
+            if self._alive():
                 return
             if self._is_async and isinstance(world, AsyncioWorld):
                 self._worker = world
-                world.spawn(lambda: self._work(world), f"flush {self.name}")
-            else:
-                thread = threading.Thread(
-                    target=lambda: drive(self._work(self.runtime.threads)),
-                    name=f"cachekit-flush-{self.name}",
-                    daemon=True,
-                )
-                self._worker = thread
+                if not world.spawn(lambda: self._work(world), f"flush {self.name}"):
+                    self._worker = None  # too many tasks; the next put or flush tries again
+                return
+            thread = threading.Thread(
+                target=lambda: drive(self._work(self.runtime.threads)),
+                name=f"cachekit-flush-{self.name}",
+                daemon=True,
+            )
+            self._worker = thread
+            try:
                 thread.start()
+            except RuntimeError:  # interpreter shutdown: written by ``drain`` instead
+                self._worker = None
+                self.threadless = True
+
+    def _alive(self) -> bool:
+        worker = self._worker
+        if self._is_async and isinstance(worker, AsyncioWorld):
+            loop = worker.loop()
+            return loop is not None and not loop.is_closed()
+        return worker is not None
+
+    def _advances(self) -> bool:
+        """Whether the worker's loop turns, if it has one: nobody blocks for one that does not."""
+        worker = self._worker
+        loop = worker.loop() if isinstance(worker, AsyncioWorld) else None
+        return loop is None or loop.is_running()
+
+    async def drain(self, world: AnyWorld, timeout: float) -> None:
+        """Write what waits here and now, without a worker: for the end of the interpreter, when
+        no thread starts any more. Tries nothing twice."""
+        self._ending.set()
+        end = self.runtime.clock() + timeout
+        while self.runtime.clock() < end:
+            batch = await self.queue.take(self.batching.size)
+            if not batch or not await self._carry(world, batch):
+                return
 
     def flush(self, timeout: float | None) -> Flushed:
         """Block until what was accepted before this call is applied or parked, or the time is
         over; says which. Not from inside the loop of an async sink: use the async face there."""
         mark, before = self._begin()
         end = None if timeout is None else self.runtime.clock() + timeout
-        while self.queue.undone(mark) and self._worker is not None:
+        if before[0] and not self._is_async:
+            self.start(self.runtime.threads)
+        while self.queue.undone(mark) and self._alive() and self._advances():
             left = 0.5 if end is None else end - self.runtime.clock()
             if left <= 0:
                 break
@@ -105,19 +136,21 @@ class Flusher:
     async def flush_async(self, world: AsyncioWorld, timeout: float | None) -> Flushed:
         mark, before = self._begin()
         end = None if timeout is None else self.runtime.clock() + timeout
-        while self.queue.undone(mark) and self._worker is not None:
+        if before[0]:
+            self.start(world)
+        while self.queue.undone(mark) and self._alive():
             if end is not None and self.runtime.clock() >= end:
                 break
             await world.sleep(0.005)
         return self._report(mark, before)
 
-    def end(self) -> None:
-        """Let the worker finish the batch it has and stop."""
+    def end(self, timeout: float) -> None:
+        """Let the worker finish the batch it has and stop; wait for that at most ``timeout``."""
         self._ending.set()
         self.queue.wake()
         worker = self._worker
         if isinstance(worker, threading.Thread) and worker is not threading.current_thread():
-            worker.join(self.batching.block + 1.0)
+            worker.join(timeout)
 
     def _begin(self) -> tuple[int, tuple[int, int]]:
         mark = self.queue.mark()
@@ -160,7 +193,8 @@ class Flusher:
                 await self._pace(world)
                 self.meter.time("batch_size", float(len(batch)))
                 try:
-                    await self._carry(world, batch)
+                    if not await self._carry(world, batch):
+                        return
                 except BaseException:
                     # Cancelled, or a fault of ours: what is not settled waits again.
                     await self.queue.nack(batch)
@@ -185,9 +219,11 @@ class Flusher:
             await world.sleep(self._next_batch - now)
         self._next_batch = max(now, self._next_batch) + 1.0 / rate
 
-    async def _carry(self, world: AnyWorld, batch: Sequence[Op]) -> None:
-        """Apply a batch completely: every operation ends applied, parked, or (only while the
-        flusher ends) back in the log."""
+    async def _carry(self, world: AnyWorld, batch: Sequence[Op]) -> bool:
+        """Apply a batch completely: every operation ends applied or parked.
+
+        False: the flusher is ending and the source does not answer; what is left of the batch
+        is back in the log, and the worker must not take it again."""
         attempt = 0
         while True:
             attempt += 1
@@ -202,32 +238,30 @@ class Flusher:
                     self.meter.count("writes_applied", len(done))
                 rest = [op for op in batch if op.id in failed]
                 if not rest:
-                    return
+                    return True
                 if len(batch) > 1:
-                    for op in rest:
-                        await self._carry(world, [op])
-                    return
+                    return all([await self._carry(world, [op]) for op in rest])
                 error = _as_error(failed[rest[0].id])
             self.meter.count("batch_failures")
             outage = outcome_unknown(error)
             if not outage and len(batch) > 1:
                 half = len(batch) // 2
-                await self._carry(world, batch[:half])
-                await self._carry(world, batch[half:])
-                return
+                halves = (batch[:half], batch[half:])
+                return all([await self._carry(world, part) for part in halves])
             state = _state(attempt, error)
             if not outage and self._stop(state):
                 await self._park(world, batch[0], error)
-                return
-            if self._ending.is_set() and outage:
+                return True
+            if self._ending.is_set():
                 await self.queue.nack(batch)
-                return
+                return False
             self.meter.count("retries")
             await world.aside(self._ending.wait, self._wait(state))
 
     async def _park(self, world: AnyWorld, op: Op, error: BaseException) -> None:
-        await self.queue.park(op, f"{type(error).__name__}: {error}")
+        # Hidden first: once it has left the log, a flush may return and reads must be right.
         await self._refused(world, [op])
+        await self.queue.park(op, f"{type(error).__name__}: {error}")
         self.meter.event("dead_letters", strategy=self.name)
         log.error(
             "%s: version %d of a key was refused by the sink and parked: %s",

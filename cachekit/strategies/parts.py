@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
+from ..codecs import registry_of, resolve
 from ..core.near import Near
 from ..core.place import Table
 from ..core.policy import Policy
 from ..errors import ConfigurationError
 from ..invalidation import Invalidator
 from ..observe import Meter
-from ..protocols import Codec
+from ..protocols import Backend, Codec
 from ..runtime import Runtime
 from ..tiers import Far
 from .reader import Reader
@@ -62,6 +63,15 @@ class Parts:
         self.near.enlist(table)
         return table
 
+    def codec_of(self, spec: str | Codec | None) -> Codec | None:
+        """The codec of one function or strategy; refused where a cache of it would be."""
+        if spec is None:
+            return None
+        codec = resolve(spec)
+        if self.far is not None:
+            check_codec(codec.safe, self.far.backend)
+        return codec
+
     def claim(self, name: str, *, shared_ok: bool) -> str:
         """A name for a function's keys. In an embedded cache a second function of one name gets
         its own; with a far tier two processes could not agree on that, so it is an error."""
@@ -84,4 +94,23 @@ class HasParts(Protocol):
     def parts(self) -> Parts: ...
 
 
-Ident = Hashable
+def check_codec(safe: bool, backend: Backend) -> None:
+    """Refuse a codec that runs code from bytes others can write."""
+    if not safe:
+        raise ConfigurationError(
+            f"{backend.name}: an unsigned pickle must not be read from a store that others can "
+            "write; give codec=cachekit.codecs.Pickle(secret=...), or keep the default codec"
+        )
+
+
+def codec_for(codec: Codec, fn: Callable[..., Any]) -> Codec:
+    """The codec with the classes of the function's return annotation registered."""
+    with_types = getattr(codec, "with_types", None)
+    if with_types is None:
+        return codec
+    try:
+        returned = get_type_hints(fn).get("return")
+    except Exception:  # a name that only a type checker sees: nothing to register
+        return codec
+    found = registry_of(returned) if returned is not None else ()
+    return with_types(found) if found else codec

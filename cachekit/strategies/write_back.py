@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..core.ops import Dead, Flushed, Op, OpKind
 from ..core.outcome import Outcome
+from ..core.place import Place
 from ..core.policy import Batching, Retrying, seconds
 from ..errors import ConfigurationError, WriteBackClosed
 from ..logs.memory import MemoryLog
-from ..runtime import AnyWorld
+from ..observe import log
+from ..runtime import AnyWorld, drive
 from .aio import CLOSE_TIMEOUT
 from .base import Strategy
 from .flusher import Flusher
 from .parts import Parts
 from .source import call
 from .writer import Written
+
+# How long close waits for a batch under way when its own time is over, in seconds.
+LAST_BATCH = 0.2
 
 
 class WriteBack(Strategy):
@@ -46,7 +52,9 @@ class WriteBack(Strategy):
             rate=options.pop("rate", None),
         )
         retry = options.pop("retry", None)
-        self._retrying = retry if isinstance(retry, Retrying) else Retrying()
+        if retry is not None and not isinstance(retry, Retrying):
+            raise ConfigurationError("retry: give a cachekit.Retrying, or wait_between= and stop=")
+        self._retrying = retry or Retrying()
         self._tenacity = {
             "wait": options.pop("wait_between", None),
             "stop": options.pop("stop", None),
@@ -64,13 +72,14 @@ class WriteBack(Strategy):
         self._order = threading.RLock()
         self._start_over()
         parts.closers.append(self)
+        parts.reader.filler.dirty.append(lambda ident: self.log.knows(ident))
         parts.runtime.on_fork(self._start_over)
         mine = weakref.ref(self)
 
         def at_exit() -> None:
             strategy = mine()
             if strategy is not None:
-                strategy.close()
+                strategy._last_flush()
 
         self._at_exit = at_exit
         atexit.register(at_exit)
@@ -105,20 +114,26 @@ class WriteBack(Strategy):
     async def _accept(
         self, world: AnyWorld, kind: OpKind, pairs: Sequence[tuple[Any, Any]]
     ) -> Outcome:
-        if self._closed:
-            return Outcome(error=WriteBackClosed(f"{self.name} is closed; nothing was accepted"))
         lacking = None if self._sink is not None else self.source.lacks(kind)
         if lacking is not None:
             return lacking
         deadline = world.deadline(self._batching.block)
+        places = [self.place(id) for id, _ in pairs]
+        # Tags that can not be made fail the call here, not the worker later.
+        tags = [self._tags(id, value) for id, value in pairs]
         for id, value in pairs:
-            place = self.place(id)
+            self._dropped(id, value)
+        for (id, value), place, labels in zip(pairs, places, tags, strict=True):
             while True:
                 # One lock over log and near tier: both see racing puts in one order.
                 with self._order:
+                    if self._closed:
+                        return Outcome(
+                            error=WriteBackClosed(f"{self.name} is closed; {id!r} was not accepted")
+                        )
                     op = self.log.append_now(kind, place.ident, value, id)
                     if op is not None:
-                        self._show(kind, place, id, value)
+                        self._show(kind, place, value, labels)
                         break
                 self._flusher.start(world)
                 if deadline.passed():
@@ -127,21 +142,22 @@ class WriteBack(Strategy):
         self._flusher.start(world)
         return Outcome(Written())
 
-    def _show(self, kind: OpKind, place: Any, id: Any, value: Any) -> None:
+    def _show(self, kind: OpKind, place: Place, value: Any, tags: tuple[str, ...]) -> None:
         """Let reads of this process see the operation."""
         parts = self._parts
-        for world in parts.runtime.worlds():
-            world.flights.detach(place.ident)
+        self._detach([place.ident])
         filler = parts.reader.filler
         span = filler.span(self.policy, value, 0.0, self.name) if kind is OpKind.PUT else None
-        if (
-            parts.off
-            or span is None
-            or not parts.near.store(
-                place, value, span, tags=self._tags(id, value), seq=parts.near.seq
-            )
+        near_span = filler.near_span(span) if span is not None and not parts.off else None
+        if near_span is None or not parts.near.store(
+            place, value, near_span, tags=tags, seq=parts.near.seq
         ):
             parts.near.kill([place])
+
+    def _detach(self, idents: Iterable[Hashable]) -> None:
+        for world in self._parts.runtime.worlds():
+            for ident in idents:
+                world.flights.detach(ident)
 
     # -- reading: the overlay first -------------------------------------------------------
 
@@ -189,12 +205,16 @@ class WriteBack(Strategy):
         drops = [t for op in ops for t in self._dropped(op.id, op.value)]
         invalidator = self._parts.invalidator
         await invalidator.tell(world, texts, drops, replay=True)
+        # Before the log lets go: loads that began while the key was dirty saw the old row.
+        self._detach([op.key for op in ops])
         if drops:
             invalidator.detach((), drops)
 
     async def _refused(self, world: AnyWorld, ops: Sequence[Op]) -> None:
         """The source will never have them: this process must not show them either."""
-        await self._parts.invalidator.invalidate(world, [self.place(op.id) for op in ops])
+        invalidator = self._parts.invalidator
+        await invalidator.tell(world, [str(op.key) for op in ops], (), replay=True)
+        invalidator.detach([self.place(op.id) for op in ops], ())
 
     # -- draining -------------------------------------------------------------------------
 
@@ -206,18 +226,38 @@ class WriteBack(Strategy):
         return await self._flusher.flush_async(self._parts.runtime.asyncio(), timeout)
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> Flushed:
-        self._closed = True
+        self._shut()
+        deadline = self._parts.runtime.threads.deadline(timeout)
         flushed = self._flusher.flush(timeout)
-        self._flusher.end()
+        self._flusher.end(max(LAST_BATCH, deadline.left()))
         atexit.unregister(self._at_exit)
         return flushed
 
     async def _close_async(self, timeout: float) -> Flushed:
-        self._closed = True
+        self._shut()
         flushed = await self._flush_async(timeout)
-        await self._parts.runtime.asyncio().run(self._flusher.end)
+        await self._parts.runtime.asyncio().aside(self._flusher.end, LAST_BATCH)
         atexit.unregister(self._at_exit)
         return flushed
+
+    def _last_flush(self) -> None:
+        """At the end of the interpreter: worker and loop may be gone, and no thread starts."""
+        self.close()
+        runtime = self._parts.runtime
+        if self.log.depth() and self.source.is_async:
+
+            async def drain() -> None:
+                await self._flusher.drain(runtime.asyncio(), CLOSE_TIMEOUT)
+
+            asyncio.run(drain())
+        elif self.log.depth() and self._flusher.threadless:
+            drive(self._flusher.drain(runtime.threads, CLOSE_TIMEOUT))
+        if left := self.log.depth():
+            log.error("%s: the process ends with %d writes lost", self.name, left)
+
+    def _shut(self) -> None:
+        with self._order:  # whoever was accepted before is in the flush that follows
+            self._closed = True
 
     def depth(self) -> int:
         """How many keys have an unwritten operation."""

@@ -1,0 +1,350 @@
+"""Loads, writes and invalidations that cross: no old value stays, whoever is slow.
+
+Two caches over one backend play two processes; gates put every step where it hurts."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from stage import SOURCE_FIRST, STRATEGIES, Gate, Opener, Rows, Stage
+
+from cachekit import Strategy
+
+source_first = pytest.mark.parametrize("word", SOURCE_FIRST)
+FILLERS = {"both-fill": ("write-through", "write-through"), "mixed": ("write-through", "cache-aside")}
+
+
+def _pair(stage: Stage, word: str, rows: Rows, **options: Any) -> tuple[Strategy, Strategy]:
+    """Two processes with the same strategy; no near copies hide what the backend holds."""
+    return tuple(  # type: ignore[return-value]
+        stage.make(word, rows, cache=stage.open(coherence="strict"), wait=0.05, **options)
+        for _ in range(2)
+    )
+
+
+@source_first
+@pytest.mark.parametrize("order", ["first-ends-first", "second-ends-first"])
+def test_two_racing_writers_leave_what_the_source_holds_or_nothing(
+    shared_stage: Stage, word: str, order: str
+) -> None:
+    stage, rows = shared_stage, Rows({1: "old"})
+    one, two = _pair(stage, word, rows)
+
+    async def body() -> None:
+        assert await stage.face(one).get(1) == "old"
+        gates = {"one": Gate(), "two": Gate()}
+        # Both have blocked the key before either writes the source.
+        rows.gates["store"] = gates["one"]
+        first = stage.start(stage.face(one).put(1, "one"))
+        await stage.reached(gates["one"])
+        rows.gates["store"] = gates["two"]
+        second = stage.start(stage.face(two).put(1, "two"))
+        await stage.reached(gates["two"])
+        steps = [("one", first), ("two", second)]
+        for name, task in steps if order == "first-ends-first" else reversed(steps):
+            gates[name].open()
+            await task
+        for each in (one, two):
+            assert await stage.face(each).get(1) == rows.rows[1]
+            assert await stage.face(each).get_many([1]) == {1: rows.rows[1]}
+
+    stage.play(body)
+
+
+def test_the_writer_that_wrote_the_source_first_but_ends_last_does_not_leave_its_value(
+    shared_stage: Stage,
+) -> None:
+    """W1 writes the source and is held before its fill; W2 comes and goes completely."""
+    stage, rows = shared_stage, Rows({1: "old"})
+    held = Gate()
+
+    def store_and_wait(id: int, value: str) -> None:
+        rows.rows[id] = value
+        if value == "one":
+            held.wait_at()
+
+    slow = stage.make("write-through", rows, cache=stage.open(coherence="strict"), given=("load",))
+    slow = type(slow)(
+        stage.open.caches[0], key="row:{id}", ttl=60, store=stage.source(store_and_wait),
+        load=stage.source(rows.load),
+    )  # fmt: skip
+    quick = stage.make("write-through", rows, cache=stage.open(coherence="strict"), wait=0.05)
+
+    async def body() -> None:
+        first = stage.start(stage.face(slow).put(1, "one"))
+        await stage.reached(held)
+        await stage.face(quick).put(1, "two")
+        held.open()
+        await first
+        for each in (slow, quick):
+            assert await stage.face(each).get(1) == "two"
+
+    stage.play(body)
+
+
+def test_two_writers_of_one_process_leave_what_the_source_holds(embedded: Stage) -> None:
+    stage, rows = embedded, Rows({1: "old"})
+    held = Gate()
+
+    def store(id: int, value: str) -> None:
+        rows.rows[id] = value
+        if value == "one":
+            held.wait_at()
+
+    strategy = stage.make("write-through", rows, given=("load",))
+    strategy = type(strategy)(
+        stage.open.caches[0], key="r:{id}", store=stage.source(store), load=stage.source(rows.load)
+    )
+
+    async def body() -> None:
+        face = stage.face(strategy)
+        first = stage.start(face.put(1, "one"))
+        await stage.reached(held)
+        await face.put(1, "two")
+        held.open()
+        await first
+        assert await face.get(1) == "two"
+
+    stage.play(body)
+
+
+Step = Callable[[Stage, Strategy, Rows], Awaitable[Any]]
+
+
+async def _put(stage: Stage, strategy: Strategy, rows: Rows) -> None:
+    await stage.face(strategy).put(1, "new")
+    await stage.face(strategy).flush(5)
+
+
+async def _put_many(stage: Stage, strategy: Strategy, rows: Rows) -> None:
+    await stage.face(strategy).put_many({1: "new", 2: "two"})
+    await stage.face(strategy).flush(5)
+
+
+async def _delete(stage: Stage, strategy: Strategy, rows: Rows) -> None:
+    await stage.face(strategy).delete(1)
+    await stage.face(strategy).flush(5)
+
+
+async def _invalidate(stage: Stage, strategy: Strategy, rows: Rows) -> None:
+    rows.rows[1] = "new"
+    await stage.face(strategy).invalidate(1)
+
+
+async def _invalidate_key(stage: Stage, strategy: Strategy, rows: Rows) -> None:
+    rows.rows[1] = "new"
+    await stage.face(strategy._cache).invalidate(keys=[strategy.key(1)])
+
+
+async def _invalidate_tag(stage: Stage, strategy: Strategy, rows: Rows) -> None:
+    rows.rows[1] = "new"
+    await stage.face(strategy._cache).invalidate(tags=["row:1"])
+
+
+async def _invalidate_late_tag(stage: Stage, strategy: Strategy, rows: Rows) -> None:
+    rows.rows[1] = "new"
+    await stage.face(strategy._cache).invalidate(tags=["is:old"])
+
+
+async def _clear(stage: Stage, strategy: Strategy, rows: Rows) -> None:
+    rows.rows[1] = "new"
+    await stage.face(strategy._cache).clear()
+
+
+STEPS: dict[str, Step] = {
+    "put": _put,
+    "put_many": _put_many,
+    "delete": _delete,
+    "invalidate": _invalidate,
+    "invalidate-key": _invalidate_key,
+    "invalidate-tag": _invalidate_tag,
+    "invalidate-discovered-tag": _invalidate_late_tag,
+    "clear": _clear,
+}
+
+
+def _tags(step: str) -> list[str]:
+    return ["is:{value}"] if "discovered" in step else ["row:{id}"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("verb", ["get", "get_many"])
+@pytest.mark.parametrize("word", ["cache-aside", "write-through", "write-back"])
+def test_a_load_that_began_before_never_fills_after(
+    stage: Stage, word: str, step: str, verb: str
+) -> None:
+    _late_load(stage, word, step, verb, stage.open(coherence="strict"), None)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("word", ["cache-aside", "write-through", "write-back"])
+def test_a_load_in_another_process_never_fills_after(
+    shared_stage: Stage, word: str, step: str
+) -> None:
+    stage = shared_stage
+    caches = [stage.open(coherence="strict") for _ in range(2)]
+    _late_load(stage, word, step, "get", *caches)
+
+
+def _late_load(
+    stage: Stage, word: str, step: str, verb: str, home: Any, elsewhere: Any | None
+) -> None:
+    rows = Rows({1: "old"})
+    tags = _tags(step)
+    # With discovered tags the first fill is the second load; make that the one that is late.
+    actor = stage.make(word, rows, cache=home, tags=tags, wait=0.05)
+    reader = actor
+    if elsewhere is not None:
+        reader = stage.make(word, rows, cache=elsewhere, tags=tags, wait=0.05)
+
+    async def body() -> None:
+        face = stage.face(reader)
+        if "discovered" in step:
+            assert await face.get(1) == "old"
+            await face.invalidate(1)
+        gate = rows.gates["load"] = Gate()
+        late = stage.start(face.get(1) if verb == "get" else face.get_many([1]))
+        await stage.reached(gate)
+        await STEPS[step](stage, actor, rows)
+        gate.open()
+        assert await late == ("old" if verb == "get" else {1: "old"})
+        now = rows.rows.get(1)
+        for each in (reader, actor):
+            assert await stage.face(each).get(1) == now
+            assert await stage.face(each).get_many([1]) == ({} if now is None else {1: now})
+
+    stage.play(body)
+
+
+@pytest.mark.parametrize("step", [s for s in STEPS if "discovered" not in s])
+@pytest.mark.parametrize("word", ["cache-aside", "write-through"])
+def test_who_asks_after_is_not_served_by_a_load_from_before(
+    stage: Stage, word: str, step: str
+) -> None:
+    """The old flight is still in the air; a new caller must not join it."""
+    rows = Rows({1: "old"})
+    strategy = stage.make(word, rows, cache=stage.open(), tags=_tags(step), wait=0.05)
+
+    async def body() -> None:
+        face = stage.face(strategy)
+        gate = rows.gates["load"] = Gate()
+        late = stage.start(face.get(1))
+        await stage.reached(gate)
+        await STEPS[step](stage, strategy, rows)
+        assert await face.get(1) == rows.rows.get(1)
+        gate.open()
+        assert await late == "old"
+        assert await face.get(1) == rows.rows.get(1)
+
+    stage.play(body)
+
+
+@source_first
+def test_a_read_between_block_and_source_write_fills_nothing(
+    shared_stage: Stage, word: str
+) -> None:
+    stage, rows = shared_stage, Rows({1: "old"})
+    one, two = _pair(stage, word, rows)
+
+    async def body() -> None:
+        gate = rows.gates["store"] = Gate()
+        writing = stage.start(stage.face(one).put(1, "new"))
+        await stage.reached(gate)
+        for each in (one, two):
+            assert await stage.face(each).get(1) == "old"  # not written yet: that is right
+            assert await stage.face(each).get_many([1]) == {1: "old"}
+        gate.open()
+        await writing
+        for each in (one, two):
+            assert await stage.face(each).get(1) == "new"
+            assert await stage.face(each).get_many([1]) == {1: "new"}
+
+    stage.play(body)
+
+
+@pytest.mark.parametrize("step", ["invalidate", "invalidate-tag", "clear"])
+def test_a_writer_that_an_invalidation_overtook_does_not_fill(
+    shared_stage: Stage, step: str
+) -> None:
+    """The source changed by other means while the write was under way."""
+    stage, rows = shared_stage, Rows({1: "old"})
+    one, two = _pair(stage, "write-through", rows, tags=["row:{id}"])
+
+    async def body() -> None:
+        gate = rows.gates["store"] = Gate()
+        writing = stage.start(stage.face(one).put(1, "mine"))
+        await stage.reached(gate)
+        gate.open()
+        await writing
+        gate = rows.gates["store"] = Gate()
+        writing = stage.start(stage.face(one).put(1, "again"))
+        await stage.reached(gate)
+        await STEPS[step](stage, two, rows)
+        gate.open()
+        await writing
+        rows.rows[1] = "theirs"
+        for each in (one, two):
+            assert await stage.face(each).get(1) == "theirs"
+
+    stage.play(body)
+
+
+@pytest.mark.parametrize("word", STRATEGIES)
+def test_a_background_refresh_that_began_before_a_write_does_not_bring_the_old_value_back(
+    shared_stage: Stage, word: str
+) -> None:
+    stage, rows = shared_stage, Rows({1: "old"})
+    options = {} if word == "refresh-ahead" else {"early": 0.0001}
+    if word == "refresh-ahead":
+        options = {"early": 0.0001}
+    strategy = stage.make(word, rows, cache=stage.open(coherence="strict"), **options)
+
+    async def body() -> None:
+        face = stage.face(strategy)
+        assert await face.get(1) == "old"
+        import asyncio
+
+        await asyncio.sleep(0.02)  # 0.01 % of 60 s: due for refresh
+        gate = rows.gates["load"] = Gate()
+        assert await face.get(1) == "old"
+        await stage.reached(gate)
+        await face.put(1, "new")
+        await face.flush(5)
+        gate.open()
+        await stage.until(lambda: not any(w.flights for w in _worlds(stage)))
+        assert await face.get(1) == "new"
+        assert await face.get_many([1]) == {1: "new"}
+
+    stage.play(body)
+
+
+def _worlds(stage: Stage) -> list[Any]:
+    return list(stage.open.caches[0].parts.runtime.worlds())
+
+
+def test_the_naive_cache_is_caught_by_these_very_steps() -> None:
+    """The control: a cache that fills whatever it loaded keeps the old value."""
+    rows, kept = Rows({1: "old"}), {}
+    loaded = rows.load(1)
+    rows.rows[1] = "new"
+    kept.pop(1, None)  # the invalidation
+    kept[1] = loaded  # the late fill
+    assert kept[1] != rows.rows[1]
+
+
+def test_write_back_of_two_processes_shows_everybody_the_flushed_value(open_shared: Opener) -> None:
+    stage, rows = Stage("plain", open_shared), Rows({1: "old"})
+    one, two = (
+        stage.make("write-back", rows, cache=stage.open(coherence="strict"), delay=60)
+        for _ in range(2)
+    )
+    assert [one.get(1), two.get(1)] == ["old", "old"]
+    one.put(1, "one")
+    assert [one.get(1), two.get(1)] == ["one", "old"]
+    assert one.flush(5).complete
+    assert [one.get(1), two.get(1)] == ["one", "one"]
+    two.put(1, "two")
+    assert two.flush(5).complete
+    assert [one.get(1), two.get(1)] == ["two", "two"]
