@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -57,7 +58,7 @@ class Near:
         self.refused = 0
         self.writers = Writers(clock)
         self._floor = 0
-        self._last: dict[str, int] = {}
+        self._last: OrderedDict[str, int] = OrderedDict()  # tag -> seq, the latest last
         self._texts: dict[str, Entry] = {}
         self._busy = False
         self._deferred: list[Callable[[], None]] = []
@@ -119,12 +120,8 @@ class Near:
             return True
         if entry.epoch is epoch and epoch is not None:
             return True
-        last, floor = self._last, self._floor
-        if extra.seq < floor:
+        if self._moved(extra.tags, extra.seq):
             return False
-        for tag in extra.tags:
-            if last.get(tag, 0) > extra.seq:
-                return False
         # The epoch read before the check: an invalidation in between leaves it outdated.
         entry.epoch = epoch
         return True
@@ -166,9 +163,8 @@ class Near:
             return True
 
     def _moved(self, tags: tuple[str, ...], seq: int) -> bool:
-        if seq < self._floor:
-            return True
-        return any(self._last.get(tag, 0) > seq for tag in tags)
+        # Asked without the lock: the floor rises before a tag is forgotten, so it is read last.
+        return any(self._last.get(tag, 0) > seq for tag in tags) or seq < self._floor
 
     def _put(
         self,
@@ -255,14 +251,16 @@ class Near:
                 return
             self.seq += 1
             for tag in tags:
-                self._last.pop(tag, None)
                 self._last[tag] = self.seq
+                self._last.move_to_end(tag)  # not by way of absence: someone may look now
                 for table in self._tables:
                     if table.may_carry(tag):
                         table.move_epoch()
             if len(self._last) > MAX_TAGS_REMEMBERED:
-                for tag in list(self._last)[: MAX_TAGS_REMEMBERED // 2]:
-                    self._floor = max(self._floor, self._last.pop(tag))
+                oldest = list(self._last)[: MAX_TAGS_REMEMBERED // 2]
+                self._floor = max(self._floor, self._last[oldest[-1]])
+                for tag in oldest:
+                    del self._last[tag]
 
     def kill_table(self, table: Table) -> None:
         """Drop all entries of one function."""

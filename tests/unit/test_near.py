@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import cachekit
-from cachekit.core import near as near_module
 from cachekit.core.entry import Verdict
 from cachekit.core.flights import Flight
 from cachekit.core.near import Near
@@ -96,7 +95,7 @@ def test_values_that_are_weighed_are_let_go_soon_after_their_end() -> None:
 
     near, table, _ = _near(max_weight=100, weigh=lambda value: 10.0)
     place, gone = table.place((1,)), []
-    for _ in range(200):
+    for _ in range(60):
         value = Heavy()
         gone.append(weakref.ref(value))
         near.store(place, value, LONG)
@@ -167,75 +166,6 @@ def test_a_killed_entry_is_never_served_though_someone_still_holds_it() -> None:
     near.postpone(place, 100)
     assert not near.touch(place, LONG)
     assert _value(near, place) is None
-
-
-# -- tags --------------------------------------------------------------------------------
-
-
-def test_an_entry_with_an_invalidated_tag_is_never_found() -> None:
-    near, table, _ = _near()
-    for number in range(4):
-        tags = (f"t{number}", "all") if number else ()
-        near.store(table.place((number,)), number, LONG, tags=tags, seq=near.seq)
-    near.kill_tags(["t1"])
-    assert [_value(near, table.place((n,))) for n in range(4)] == [0, None, 2, 3]
-    near.kill_tags(["unknown"])
-    assert [_value(near, table.place((n,))) for n in range(4)] == [0, None, 2, 3]
-    near.kill_tags(["all"])
-    assert [_value(near, table.place((n,))) for n in range(4)] == [0, None, None, None]
-
-
-def test_a_moved_epoch_is_checked_once_for_tagged_and_untagged_entries() -> None:
-    near, table, _ = _near()
-    places = [table.place((1,)), table.place((2,))]
-    near.store(places[0], "tagged", LONG, tags=("t",), seq=near.seq)
-    near.store(places[1], "untagged", LONG)
-    near.kill_tags(["other"])
-    for place in places:
-        _, entry = near.find(place)
-        assert entry is not None
-        assert entry.epoch is table.epoch  # so that the hit road finds it valid again
-
-
-def test_a_function_that_can_not_carry_a_tag_pays_nothing_for_it() -> None:
-    near, table, _ = _near()
-    table.carries = lambda tag: tag.startswith("user:")
-    before = table.epoch
-    near.kill_tags(["order:1"])
-    assert table.epoch is before
-    near.kill_tags(["user:1"])
-    assert table.epoch is not before
-
-
-def test_tags_forgotten_for_want_of_room_cost_misses_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(near_module, "MAX_TAGS_REMEMBERED", 8)
-    near, table, _ = _near()
-    values = {n: 0 for n in range(6)}
-    for step in range(400):
-        number = step % 6
-        place = table.place((number,))
-        found = _value(near, place)
-        assert found in (None, values[number])  # a miss, or the present value
-        if found is None:
-            near.store(place, values[number], LONG, tags=(f"n{number}",), seq=near.seq)
-        if step % 3 == 0:
-            values[number] += 1
-            near.kill_tags([f"n{number}"])
-        near.kill_tags([f"noise{step}"])
-        assert len(near._last) <= 8
-
-
-def test_a_load_from_before_the_forgetting_fills_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_module, "MAX_TAGS_REMEMBERED", 4)
-    near, table, _ = _near()
-    seq = near.seq
-    near.kill_tags(["mine"])
-    for step in range(10):
-        near.kill_tags([f"noise{step}"])
-    assert "mine" not in near._last
-    assert not near.store(table.place((1,)), "old", LONG, tags=("mine",), seq=seq)
 
 
 # -- finding by text ---------------------------------------------------------------------
@@ -311,6 +241,23 @@ def test_a_value_whose_end_calls_the_cache_harms_nothing(how: str) -> None:
     load.invalidate(1)
     assert load.peek(1) is cachekit.MISSING
     alive.clear()  # whatever is left may die in peace
+
+
+@pytest.mark.parametrize("by", ["kill", "kill_tags", "clear", "kill_table", "seize"])
+def test_an_invalidation_from_under_the_lock_is_carried_out_when_it_is_free(by: str) -> None:
+    near, table, _ = _near()
+    place = table.place((1,))
+    near.store(place, "v", LONG, tags=("t",), seq=near.seq)
+    with near._section():
+        {
+            "kill": lambda: near.kill(iter([place])),
+            "kill_tags": lambda: near.kill_tags(iter(["t"])),
+            "clear": near.clear,
+            "kill_table": lambda: near.kill_table(table),
+            "seize": lambda: near.seize(iter([place]), "w", 30),
+        }[by]()
+        assert not near.store(place, "w", LONG)  # nothing is filled meanwhile
+    assert _value(near, place) is None
 
 
 def test_an_equality_that_calls_the_cache_under_its_lock_is_passed_by() -> None:

@@ -196,6 +196,15 @@ def test_a_users_mapping_is_safe_for_threads() -> None:
     assert info.hits + info.misses == THREADS * 1_000
 
 
+def _until(condition: Callable[[], Any]) -> None:
+    pause = threading.Event()
+    for _ in range(2_000):
+        if condition():
+            return
+        pause.wait(0.005)
+    raise AssertionError("it never came to be")
+
+
 def test_time_decides_and_not_the_calls() -> None:
     clock = ManualClock()
     cache = cachekit.Cache(runtime=cachekit.runtime.Runtime(clock=clock))
@@ -230,7 +239,7 @@ def test_within_its_grace_a_value_is_served_while_one_load_replaces_it() -> None
     clock.advance(12)
     assert [load(1) for _ in range(20)] == [1] * 20
     gate.set()
-    cache.parts.runtime.close()  # waits for the background load
+    _until(lambda: load.peek(1) == 2)
     assert loads == [1, 1]
     assert load(1) == 2
     clock.advance(100)

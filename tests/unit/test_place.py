@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -74,26 +75,20 @@ def test_an_instance_that_can_not_be_referenced_weakly_is_refused_with_remedies(
 
 
 def test_threads_that_meet_on_a_new_instance_share_one_shelf() -> None:
-    for _ in range(50):
-        table, thing, barrier = _table(), Thing(), threading.Barrier(4)
-        shelves: list[Shelf] = []
-
-        def ask(
-            table: Table = table,
-            thing: Thing = thing,
-            barrier: threading.Barrier = barrier,
-            shelves: list[Shelf] = shelves,
-        ) -> None:
-            barrier.wait()
-            shelves.append(table.shelf_of(thing, []))
-
-        threads = [threading.Thread(target=ask) for _ in range(4)]
+    table, thing, pause = _table(), Thing(), threading.Event()
+    shelves: list[Shelf] = []
+    threads = [
+        threading.Thread(target=lambda: shelves.append(table.shelf_of(thing, []))) for _ in range(4)
+    ]
+    with table._lock:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(set(map(id, shelves))) == 1
-        assert table.by_instance[id(thing)] is shelves[0].hot
+        while weakref.getweakrefcount(thing) < 4:  # all found none and made one
+            pause.wait(0.001)
+    for thread in threads:
+        thread.join()
+    assert len(set(map(id, shelves))) == 1
+    assert table.by_instance[id(thing)] is shelves[0].hot
 
 
 def test_the_epoch_moves_only_where_entries_can_carry_tags() -> None:
