@@ -31,7 +31,7 @@ class AsyncCache:
         return (await self.get_many([key])).get(key, default)
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        return await self._direct.get_many(self._world, list(keys))
+        return await self._direct.get_many(self._world, keys)
 
     async def set(
         self, key: str, value: Any, *, ttl: Ttl | Missing = MISSING, tags: Iterable[str] = ()
@@ -68,7 +68,7 @@ class AsyncCache:
         **policy: Any,
     ) -> dict[str, Any]:
         made = self.cache._policy({"ttl": ttl, **policy})
-        outcome = await self._direct.get_or_set_many(self._world, list(keys), load, made, tags)
+        outcome = await self._direct.get_or_set_many(self._world, keys, load, made, tags)
         return outcome.settle()  # type: ignore[no-any-return]  # Outcome carries Any
 
     async def touch(self, key: str, ttl: Ttl | Missing = MISSING) -> bool:
@@ -92,14 +92,15 @@ class AsyncCache:
     def stats(self) -> Stats:
         return self.cache.stats()
 
-    async def close(self) -> None:
-        """Wait for this loop's background loads and close its connections. The plain face and
-        other loops go on; ``cache.close()`` ends those."""
+    async def close(self, timeout: float = 10.0) -> None:
+        """Wait for this loop's background loads (``timeout`` seconds) and close its connections.
+
+        The plain face and other loops go on; ``cache.close()`` ends those."""
         parts, world = self.cache.parts, self._world
         for strategy in list(parts.closers):
             if strategy.is_async:
                 await strategy.aio.close()
-        await world.settle()
+        await world.settle(timeout)
         if parts.far is not None:
             await parts.far.close(world)
 

@@ -180,7 +180,7 @@ class Cache:
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         """{key: value} of those that are cached; one round trip."""
-        return drive(self._direct.get_many(self._threads, list(keys)))
+        return drive(self._direct.get_many(self._threads, keys))
 
     def set(
         self, key: str, value: Any, *, ttl: Ttl | Missing = MISSING, tags: Iterable[str] = ()
@@ -222,7 +222,7 @@ class Cache:
     ) -> dict[str, T]:
         """{key: value}; one ``load(missing)`` for all that miss."""
         made = self._policy({"ttl": ttl, **policy})
-        outcome = drive(self._direct.get_or_set_many(self._threads, list(keys), load, made, tags))
+        outcome = drive(self._direct.get_or_set_many(self._threads, keys, load, made, tags))
         return outcome.settle()  # type: ignore[no-any-return]  # Outcome carries Any
 
     def touch(self, key: str, ttl: Ttl | Missing = MISSING) -> bool:

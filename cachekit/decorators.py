@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -303,7 +304,12 @@ def invalidates(
                 result = await fn(*args, **kwargs)
                 return result
             finally:
-                await invalidate(runtime.asyncio(), *targets(args, kwargs, result))
+                places, labels = targets(args, kwargs, result)
+                try:
+                    await invalidate(runtime.asyncio(), places, labels)
+                except asyncio.CancelledError:
+                    parts.invalidator.owe(places, labels)
+                    raise
 
         return wrapper_async
 

@@ -11,7 +11,7 @@ from .core.flights import Flight
 from .core.outcome import Outcome
 from .core.place import Place
 from .core.policy import Policy, Span, Ttl
-from .errors import BackendError
+from .errors import BackendError, CodecError
 from .packing import Right
 from .runtime import AnyWorld
 from .strategies.many import peek_many, read_many
@@ -43,7 +43,8 @@ class Direct:
                 return parsed
         return self.table.place((text,))
 
-    async def get_many(self, world: AnyWorld, keys: Sequence[str]) -> dict[str, Any]:
+    async def get_many(self, world: AnyWorld, asked: Iterable[str]) -> dict[str, Any]:
+        keys = _listed(asked, "keys")
         places = [self.place(key) for key in keys]
         if self.parts.off:
             return {}
@@ -55,7 +56,7 @@ class Direct:
         self, world: AnyWorld, key: str, value: Any, ttl: Ttl | Missing, tags: Iterable[str]
     ) -> bool:
         parts = self.parts
-        place = self.table.place((keytext.check_text(key, "a key"),))
+        place = self.place(key)
         labels = self._labels(tags)
         policy = self._with(ttl)
         span = policy.spans(value, 0.0, parts.runtime.uniform)
@@ -64,9 +65,17 @@ class Direct:
             return False
         # Detaches running loads, and lets an invalidation before the near fill be seen.
         flight = parts.reader.take_over(world, place)
+        kept = False
         try:
-            return await self._put(world, place, value, span, labels, flight)
+            kept = await self._put(world, place, value, span, labels, flight)
+            return kept
+        except CodecError:
+            # The old value is outdated all the same.
+            await parts.invalidator.invalidate(world, [place])
+            raise
         finally:
+            if not kept:
+                parts.near.kill([place])
             world.flights.leave(flight)
             flight.hand_on()
 
@@ -87,6 +96,7 @@ class Direct:
             try:
                 right = await far.nonces(world, key, labels, parts.runtime.token(), None, deadline)
                 if right is None:
+                    parts.invalidator.postpone([("key", key)])
                     return False
                 data = far.packer.pack(key, value, parts.codec, span, 0.0, right)
                 if not await far.put(world, key, right, data, span, deadline):
@@ -97,6 +107,10 @@ class Direct:
                 # Whatever lies there is older than this value.
                 parts.invalidator.postpone([("key", key)])
                 return False
+            # Kept where it counts; the near copy is a matter of speed.
+            if not parts.reader.filler.keep_near(place, value, span, labels, seq, flight):
+                parts.near.kill([place])
+            return True
         return parts.reader.filler.keep_near(place, value, span, labels, seq, flight)
 
     async def get_or_set(
@@ -119,13 +133,14 @@ class Direct:
     async def get_or_set_many(
         self,
         world: AnyWorld,
-        keys: Sequence[str],
+        asked: Iterable[str],
         load: Callable[[list[str]], Any],
         policy: Policy,
         tags: Iterable[str],
     ) -> Outcome:
+        keys = _listed(asked, "keys")
         if self.parts.off:
-            return await call(world, load, list(keys))
+            return await call(world, load, keys)
         recipe = Recipe("get_or_set_many", policy, self.parts.codec, self.table.tally)
         labels = self._labels(tags)
 
@@ -133,7 +148,14 @@ class Direct:
             outcome = await call(world, load, [keys[i] for i in positions])
             if outcome.error is not None:
                 return outcome
-            found: Mapping[str, Any] = outcome.value
+            found = outcome.value
+            if not isinstance(found, Mapping):
+                return Outcome(
+                    error=TypeError(
+                        "get_or_set_many: load must return a mapping {key: value}, got "
+                        f"{type(found).__name__}"
+                    )
+                )
             return Outcome({i: found[keys[i]] for i in positions if keys[i] in found})
 
         places = [self.place(key) for key in keys]
@@ -185,9 +207,7 @@ class Direct:
             return False
 
     async def invalidate(self, world: AnyWorld, keys: Iterable[str], tags: Iterable[str]) -> None:
-        if isinstance(keys, str):
-            raise TypeError("keys must be a list of str, got one str")
-        places = [self.place(key) for key in keys]
+        places = [self.place(key) for key in _listed(keys, "keys")]
         await self.parts.invalidator.invalidate(world, places, self._labels(tags))
 
     def _with(self, ttl: Ttl | Missing) -> Policy:
@@ -196,6 +216,11 @@ class Direct:
         return policy if isinstance(ttl, Missing) else policy.but(ttl=Policy.make(ttl=ttl).ttl)
 
     def _labels(self, tags: Iterable[str]) -> tuple[str, ...]:
-        if isinstance(tags, str):
-            raise TypeError("tags must be a list of str, got one str")
-        return tuple(dict.fromkeys(keytext.check_text(tag, "a tag") for tag in tags))
+        given = _listed(tags, "tags")
+        return tuple(dict.fromkeys(keytext.check_text(tag, "a tag") for tag in given))
+
+
+def _listed(given: Iterable[str], what: str) -> list[str]:
+    if isinstance(given, str):
+        raise TypeError(f"{what} must be a list of str, got one str")
+    return list(given)

@@ -45,6 +45,9 @@ class Pending:
                 self._names.clear()
                 self._names[SPACE] = self._serial
 
+    def reset_after_fork(self) -> None:
+        self._lock = threading.Lock()
+
     def touches(self, keys: Iterable[str], tags: Iterable[str]) -> bool:
         names = self._names
         return bool(names) and (
@@ -170,6 +173,15 @@ class Invalidator:
         if self._replaying.acquire(blocking=False) and not self.runtime.background(self._replay):
             self._replaying.release()
 
+    def owe(self, places: Sequence[Place], tags: Sequence[str]) -> None:
+        """Make an invalidation certain for a caller that is being cancelled: this process now,
+        the far tier in the background."""
+        self.detach(places, tags)
+        names = [("key", p.text) for p in places if p.text is not None]
+        names += [("tag", tag) for tag in tags]
+        if self.far is not None and names:
+            self.postpone(names)
+
     def _replay(self) -> None:
         try:
             wait = 0.1
@@ -180,6 +192,11 @@ class Invalidator:
                     wait = min(wait * 2, 1.0)
         finally:
             self._replaying.release()
+
+    def reset_after_fork(self) -> None:
+        """The child replays what was pending by itself, at its next call."""
+        self.pending.reset_after_fork()
+        self._replaying = threading.Lock()
 
     def close(self) -> int:
         """Stop replaying; says how many invalidations never reached the far tier."""

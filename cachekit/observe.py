@@ -74,6 +74,10 @@ class Meter:
             histogram = self.timings.setdefault(name, Histogram())
         histogram.add(seconds)
 
+    def reset_after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self.timings = {}
+
     def event(self, name: str, **fields: Any) -> None:
         """Count an event and tell the observers; what an observer raises is counted."""
         self.count(name)

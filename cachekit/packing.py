@@ -31,6 +31,7 @@ class Found(NamedTuple):
     tags: tuple[str, ...] = ()
     space: bytes | None = None  # the namespace's nonce as read
     nonces: Mapping[str, bytes | None] = {}  # as read, by tag
+    asked: float = 0.0  # monotonic seconds before the read was sent
 
     @property
     def readable(self) -> bool:

@@ -226,8 +226,13 @@ class _Base:
             returned = outcome.value
             id = self._mapper.id_of(returned) if returned is not None else None
             id = returned if id is None and isinstance(returned, (int, str)) else id
-        if id is not None:
-            await self.strategy._invalidate(world, [id])
+        strategy = self.strategy
+        places = [] if id is None else [strategy.place(id)]
+        tags = strategy._dropped(id, record)
+        invalidator = strategy._parts.invalidator
+        invalidator.detach(places, tags)
+        await invalidator.tell(world, [p.text or "" for p in places], tags, replay=True)
+        invalidator.detach(places, tags)
         return outcome
 
 

@@ -51,6 +51,7 @@ class ThreadWorld:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.flights = FlightTable()
+        self.opened: dict[Any, Any] = {}  # what was opened in this world, by its owner
 
     def deadline(self, seconds: float) -> Deadline:
         return Deadline(seconds, self.runtime.clock)
@@ -127,6 +128,7 @@ class AsyncioWorld:
         self.runtime = runtime
         self.loop = weakref.ref(loop)
         self.flights = FlightTable()
+        self.opened: dict[Any, Any] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def deadline(self, seconds: float) -> Deadline:
@@ -200,12 +202,15 @@ class AsyncioWorld:
         task.add_done_callback(self._tasks.discard)
         return True
 
-    async def settle(self) -> None:
-        """Wait for the background tasks this loop still owes."""
+    async def settle(self, timeout: float) -> None:
+        """Wait for the background tasks this loop still owes; cancel those that take longer."""
         current = asyncio.current_task()
         tasks = [t for t in self._tasks if t is not current]
         if tasks:
-            await asyncio.gather(*tasks, return_exceptions=True)
+            _, late = await asyncio.wait(tasks, timeout=timeout)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
 
 async def _once(load: Callable[[Any], Awaitable[Outcome]], world: ThreadWorld) -> Outcome:
@@ -308,6 +313,7 @@ class Runtime:
         self._pool = None
         self._running = 0
         self.threads.flights = FlightTable()
+        self.threads.opened = {}  # the parent's sockets are the parent's
         self._loops = weakref.WeakKeyDictionary()
         for reset in self._forked:
             reset()

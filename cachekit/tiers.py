@@ -7,7 +7,6 @@ nothing else; damaged, foreign or newer bytes are a counted miss.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -26,6 +25,7 @@ from .runtime import AnyWorld, Runtime
 T = TypeVar("T")
 
 NONCE_TTL = 30 * 86400.0
+GIVE_BACK_PAUSES = (0.05, 0.5, 2.0)
 
 
 class Far:
@@ -48,26 +48,21 @@ class Far:
         self.timeout = timeout
         self.breaker = breaker
         self.packer = Packer(runtime, meter, max_value)
-        self._stores: weakref.WeakKeyDictionary[AnyWorld, Store] = weakref.WeakKeyDictionary()
-        runtime.on_fork(self._forget)
 
     def deadline(self, world: AnyWorld) -> Deadline:
         return world.deadline(self.timeout)
 
     def store(self, world: AnyWorld) -> Store:
-        store = self._stores.get(world)
+        """This backend as opened in a world; it goes with the world (and its event loop)."""
+        store: Store | None = world.opened.get(self)
         if store is None:
-            store = self._stores.setdefault(world, self.backend.open(world))
+            store = world.opened.setdefault(self, self.backend.open(world))
         return store
 
     async def close(self, world: AnyWorld) -> None:
-        store = self._stores.pop(world, None)
+        store: Store | None = world.opened.pop(self, None)
         if store is not None:
             await store.close()
-
-    def _forget(self) -> None:
-        # After fork: the parent's sockets are the parent's.
-        self._stores = weakref.WeakKeyDictionary()
 
     # -- reading --------------------------------------------------------------------------
 
@@ -81,6 +76,7 @@ class Far:
     ) -> list[Found]:
         """Entries of the keys, judged, with the nonces of each key's declared tags: one round
         trip (a second one only where a stored entry has tags that were not asked for)."""
+        began = self.runtime.clock()
         names = [physical(key) for key in keys]
         asked = list(dict.fromkeys(tag for group in tags for tag in group))
         reading = await self._use(
@@ -104,7 +100,7 @@ class Far:
                 lambda s: s.slots.read([], [physical(t) for t in more], deadline),
             )
             nonces.update(zip(more, second.nonces, strict=True))
-        return [
+        found = [
             self.packer.judge(
                 slot.state,
                 slot.stamp,
@@ -117,6 +113,7 @@ class Far:
             )
             for i, slot in enumerate(reading.slots)
         ]
+        return [f._replace(asked=began) if f.readable else f for f in found]
 
     # -- filling --------------------------------------------------------------------------
 
@@ -143,15 +140,13 @@ class Far:
                     name, token, lease, deadline, over=found.stamp, keep=keep
                 ),
             )
-        except BackendError:
-            raise
+            if not grant.granted:
+                return grant.slot.state
+            right = await self.nonces(world, key, tags, token, ttl, deadline, found)
         except BaseException:
-            # Cancelled: it may have been granted; nobody should wait for that lease to end.
-            world.spawn(lambda: self._release_quietly(world, key, token), "give back a lease")
+            # Its reply may be lost and the token stand: nobody should wait for its lease to end.
+            self.give_back_behind(world, [(key, token)])
             raise
-        if not grant.granted:
-            return grant.slot.state
-        right = await self.nonces(world, key, tags, token, ttl, deadline, found)
         if right is None:
             await self.release(world, key, token, deadline)
             return SlotState.NOTHING
@@ -171,16 +166,26 @@ class Far:
             Asking(physical(key), token, found.stamp)
             for (key, found, _), token in zip(asked, tokens, strict=True)
         ]
-        grants = await self._use(
-            world, "acquire", deadline, lambda s: s.slots.acquire_many(asks, lease, deadline)
-        )
         answers: list[Right | SlotState] = []
-        for (key, found, tags), token, grant in zip(asked, tokens, grants, strict=True):
-            if not grant.granted:
-                answers.append(grant.slot.state)
-                continue
-            right = await self.nonces(world, key, tags, token, ttl, deadline, found)
-            answers.append(right if right is not None else SlotState.NOTHING)
+        lost: list[tuple[str, bytes]] = []
+        try:
+            grants = await self._use(
+                world, "acquire", deadline, lambda s: s.slots.acquire_many(asks, lease, deadline)
+            )
+            for (key, found, tags), token, grant in zip(asked, tokens, grants, strict=True):
+                if not grant.granted:
+                    answers.append(grant.slot.state)
+                    continue
+                right = await self.nonces(world, key, tags, token, ttl, deadline, found)
+                if right is None:
+                    lost.append((key, token))
+                answers.append(right if right is not None else SlotState.NOTHING)
+        except BaseException:
+            given = [(key, token) for (key, _, _), token in zip(asked, tokens, strict=True)]
+            self.give_back_behind(world, given)
+            raise
+        if lost:
+            self.give_back_behind(world, lost)
         return answers
 
     async def nonces(
@@ -264,11 +269,20 @@ class Far:
             world, "release", deadline, lambda s: s.slots.release(name, token, deadline)
         )
 
-    async def _release_quietly(self, world: AnyWorld, key: str, token: bytes) -> None:
-        try:
-            await self.release(world, key, token, self.deadline(world))
-        except BackendError:
-            return  # it ends by itself
+    def give_back_behind(self, world: AnyWorld, held: Sequence[tuple[str, bytes]]) -> None:
+        """Release (key, token) pairs in the background, trying until the far tier answers or the
+        leases are over anyway: for callers that were cancelled or got no reply."""
+        if held:
+            world.spawn(lambda: self._give_back(world, held), "give back leases")
+
+    async def _give_back(self, world: AnyWorld, held: Sequence[tuple[str, bytes]]) -> None:
+        for key, token in held:
+            for pause in GIVE_BACK_PAUSES:
+                try:
+                    await self.release(world, key, token, self.deadline(world))
+                    break
+                except BackendError:
+                    await world.sleep(pause)
 
     # -- invalidating and writing ---------------------------------------------------------
 

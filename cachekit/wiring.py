@@ -46,7 +46,7 @@ def backend_for(settings: Settings) -> Backend | None:
     scheme, separator, _ = url.partition("://")
     if not separator:
         raise ConfigurationError(
-            f"{scheme!r} is not a URL; write e.g. redis://localhost:6379/0, "
+            "this is not a URL (no ://); write e.g. redis://localhost:6379/0, "
             "memcached://localhost:11211 or sqlite:///cache.db"
         )
     path = _BACKENDS.get(scheme)
@@ -103,6 +103,11 @@ def build(settings: Settings, runtime: Runtime | None = None) -> Parts:
         bound=settings.bound() if far is not None else None,
     )
     writer = Writer(runtime, near, far, invalidator, reader.filler, meter, strict=settings.strict)
+    runtime.on_fork(near.reset_after_fork)
+    runtime.on_fork(meter.reset_after_fork)
+    runtime.on_fork(invalidator.reset_after_fork)
+    if far is not None:
+        runtime.on_fork(far.breaker.reset_after_fork)
     coarse = settings.clock == "coarse"
     return Parts(
         runtime=runtime,

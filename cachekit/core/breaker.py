@@ -9,6 +9,8 @@ import enum
 import threading
 from collections.abc import Callable
 
+PROBE_PATIENCE = 10.0
+
 
 class BreakerState(enum.Enum):
     CLOSED = "closed"
@@ -23,6 +25,7 @@ class Breaker:
         "_clock",
         "_count",
         "_lock",
+        "_probe_until",
         "_probing",
         "_until",
         "failures",
@@ -42,6 +45,7 @@ class Breaker:
         self._count = 0
         self._until = 0.0
         self._probing = False
+        self._probe_until = 0.0
         self._lock = threading.Lock()
 
     def allow(self) -> bool:
@@ -52,10 +56,13 @@ class Breaker:
         with self._lock:
             if self._closed():  # meanwhile
                 return True
-            if self._probing or self._clock() < self._until:
+            now = self._clock()
+            if now < self._until or (self._probing and now < self._probe_until):
                 return False
             self.state = BreakerState.HALF_OPEN
             self._probing = True
+            # A probe whose caller vanished with its loop must not keep the breaker open.
+            self._probe_until = now + PROBE_PATIENCE * self.reset
             return True
 
     def _closed(self) -> bool:
@@ -77,6 +84,11 @@ class Breaker:
                 self.state = BreakerState.OPEN
                 self._until = self._clock() + self.reset
             self._probing = False
+
+    def reset_after_fork(self) -> None:
+        """In a forked child: the parent's probe is the parent's."""
+        self._lock = threading.Lock()
+        self._probing = False
 
     def abandon(self) -> None:
         """The call ended without a verdict (cancelled): the next one may probe."""

@@ -49,7 +49,15 @@ class Buffer:
         if old is not None:
             self.superseded += 1
         # Age counts from the oldest operation this one stands for.
-        op = Op(key, kind, value, id, self._version, at=old.at if old is not None else at)
+        op = Op(
+            key,
+            kind,
+            value,
+            id,
+            self._version,
+            since=old.since if old is not None else self._version,
+            at=old.at if old is not None else at,
+        )
         self._waiting[key] = op
         return op
 
@@ -84,7 +92,9 @@ class Buffer:
             newer = self._waiting.get(op.key)
             if newer is not None:
                 self.superseded += 1
-                back[op.key] = replace(newer, at=min(op.at, newer.at))
+                back[op.key] = replace(
+                    newer, at=min(op.at, newer.at), since=min(op.since, newer.since)
+                )
             else:
                 back[op.key] = replace(op, attempts=op.attempts + 1)
         if back:
@@ -105,9 +115,10 @@ class Buffer:
         return min(times) if times else None
 
     def undone_up_to(self, version: int) -> int:
-        """How many unwritten operations were accepted at or before a version."""
+        """How many keys have an unwritten operation accepted at or before a version, even if a
+        newer one took its place."""
         ops = (*self._waiting.values(), *self._out.values())
-        return sum(1 for op in ops if op.version <= version)
+        return sum(1 for op in ops if op.since <= version)
 
     def _leave(self, op: Op) -> None:
         if self._out.get(op.key) is op:

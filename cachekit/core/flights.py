@@ -19,6 +19,7 @@ class Flight:
 
     __slots__ = (
         "_wake",
+        "behind",
         "certain",
         "detached",
         "error",
@@ -30,10 +31,13 @@ class Flight:
         "tags",
         "value",
         "waits_for",
+        "watch",
     )
 
-    def __init__(self, ident: Hashable) -> None:
+    def __init__(self, ident: Hashable, *, watch: bool = False, behind: bool = False) -> None:
         self.ident = ident
+        self.watch = watch  # loads nothing: there to be detached, not to be joined
+        self.behind = behind  # renews a value that is still served
         self.value: Any = None
         self.error: BaseException | None = None
         self.certain = True  # False: only for callers that joined before the load began
@@ -43,7 +47,7 @@ class Flight:
         self.detached = False
         self.joined = 0
         self.tags: tuple[str, ...] | None = None  # None: not known before the load ends
-        self.waits_for: Flight | None = None  # the flight this one's leader waits for now
+        self.waits_for: list[Flight] = []  # what this one's leader and its children wait for now
         self._wake: list[Callable[[], None]] = []
 
     def on_landing(self, wake: Callable[[], None]) -> bool:
@@ -90,11 +94,18 @@ class FlightTable:
     def __len__(self) -> int:
         return len(self._flights)
 
-    def board(self, ident: Hashable) -> tuple[Flight, bool]:
-        """The flight of a key and whether the caller leads it."""
-        mine = Flight(ident)
-        flight = self._flights.setdefault(ident, mine)
-        return flight, flight is mine
+    def board(
+        self, ident: Hashable, *, watch: bool = False, behind: bool = False
+    ) -> tuple[Flight, bool]:
+        """The flight of a key and whether the caller leads it. One that only watches gives way
+        to one that loads: else a stream of looks would keep all loads from being shared."""
+        mine = Flight(ident, watch=watch, behind=behind)
+        while True:
+            flight = self._flights.setdefault(ident, mine)
+            if flight is mine or not flight.watch or watch:
+                return flight, flight is mine
+            flight.detached = True
+            self.leave(flight)
 
     def leave(self, flight: Flight) -> None:
         """Take a flight out of the table, if it is still the one there."""
@@ -134,14 +145,15 @@ def leads(ident: Hashable, table: FlightTable) -> bool:
 def closes_circle(flight: Flight) -> bool:
     """Whether waiting for ``flight`` would wait for a flight this context leads.
 
-    Follows flight -> what its leader waits for; the graph has one edge a flight, so the walk
-    is as long as the chain of waits."""
+    Walks flight -> what its leader (and tasks it started) wait for; each flight once."""
     mine = led.get()
     seen: set[int] = set()
-    at: Flight | None = flight
-    while at is not None and id(at) not in seen:
+    ahead = [flight]
+    while ahead:
+        at = ahead.pop()
         if any(at is f for f in mine):
             return True
-        seen.add(id(at))
-        at = at.waits_for
+        if id(at) not in seen:
+            seen.add(id(at))
+            ahead.extend(list(at.waits_for))
     return False

@@ -125,7 +125,7 @@ def literal(value: Any) -> str:
         return _enum(value)
     own = getattr(value, "__cache_key__", None)
     if own is not None and not isinstance(value, type):
-        return f"{ascii(class_name(type(value)))[1:-1]}<{literal(own())}>"
+        return f"{_class(type(value))}<{literal(own())}>"
     if isinstance(value, PurePath):
         return f"{type(value).__name__}({str(value)!a})"
     if isinstance(value, type):

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +23,8 @@ from .flights import Flight
 from .place import Place, Shelf, Table
 from .policy import Span
 from .s3fifo import S3Fifo
+from .tag_clock import TagClock
 from .writers import Writers
-
-MAX_TAGS_REMEMBERED = 65_536
 
 
 class Near:
@@ -54,11 +52,9 @@ class Near:
         self.lock = threading.RLock()
         self.live = 0
         self.weight = 0.0
-        self.seq = 0  # counts tag invalidations
         self.refused = 0
         self.writers = Writers(clock)
-        self._floor = 0
-        self._last: OrderedDict[str, int] = OrderedDict()  # tag -> seq, the latest last
+        self._clocked = TagClock()
         self._texts: dict[str, Entry] = {}
         self._busy = False
         self._deferred: list[Callable[[], None]] = []
@@ -66,6 +62,11 @@ class Near:
         self._queue = S3Fifo(max_entries, _is_alive, _fold)
         self._tables: weakref.WeakSet[Table] = weakref.WeakSet()
         self.buried: list[Shelf] = []  # shelves of dead instances; emptied at the next fill
+
+    @property
+    def seq(self) -> int:
+        """The count of tag invalidations: taken before a load or write, given to ``store``."""
+        return self._clocked.seq
 
     # -- reading: plain, lock-free but for a user's mapping -------------------------------
 
@@ -93,6 +94,20 @@ class Near:
         with self.lock:
             self._tables.add(table)
 
+    def reset_after_fork(self) -> None:
+        """In a forked child: nothing is held, and nothing that may be half done is kept."""
+        self.lock = threading.RLock()
+        self._busy = False
+        self._deferred, self._garbage, self.buried = [], [], []
+        self.writers = Writers(self.clock)
+        for table in list(self._tables):
+            table.reset_after_fork()
+        if self.mapping is not None:
+            self.mapping.clear()
+        self._texts = {}
+        self._queue.clear()
+        self.live, self.weight = 0, 0.0
+
     def all_tables(self) -> list[Table]:
         with self.lock:
             return list(self._tables)
@@ -101,7 +116,7 @@ class Near:
         if self.mapping is not None:
             try:
                 return self.mapping[place.ident]  # type: ignore[no-any-return]  # ours
-            except KeyError:
+            except Exception:  # absent, or the user's mapping failed
                 return None
         shelf = place.shelf
         if place.primitive:
@@ -120,7 +135,7 @@ class Near:
             return True
         if entry.epoch is epoch and epoch is not None:
             return True
-        if self._moved(extra.tags, extra.seq):
+        if self._clocked.moved(extra.tags, extra.seq):
             return False
         # The epoch read before the check: an invalidation in between leaves it outdated.
         entry.epoch = epoch
@@ -143,14 +158,17 @@ class Near:
 
         ``seq`` is ``self.seq`` from before the load or write; ``writer`` fills over its own
         block if it was alone."""
-        weight = self.weigh(value) if self.weigh is not None else 0.0
+        try:
+            weight = float(self.weigh(value)) if self.weigh is not None else 0.0
+        except Exception:  # the user's function does not take this value: it is not kept
+            weight = INF
         with self._section() as free:
             if not free:
                 return False
             if (
                 (flight is not None and flight.detached)
                 or not self.writers.may_fill(place.ident, writer)
-                or (tags and self._moved(tags, seq))
+                or (tags and self._clocked.moved(tags, seq))
             ):
                 self.refused += 1
                 return False
@@ -161,10 +179,6 @@ class Near:
                 self._bury()
             self._put(place, value, span, tags, seq, weight)
             return True
-
-    def _moved(self, tags: tuple[str, ...], seq: int) -> bool:
-        # Asked without the lock: the floor rises before a tag is forgotten, so it is read last.
-        return any(self._last.get(tag, 0) > seq for tag in tags) or seq < self._floor
 
     def _put(
         self,
@@ -184,7 +198,13 @@ class Near:
         extra = None
         if tags or text is not None or weight or span.kept != span.fresh:
             extra = Extra(now + span.kept, tags, seq, weight, text)
+        # The hit road of a table does not look at tags that are not its own: such an entry lies
+        # where only the slow road finds it.
+        foreign = not all(table.may_carry(tag) for tag in tags)
         old = self._entry(place)
+        if foreign and old is not None and old.types is not None and self.mapping is None:
+            self._remove(old)
+            old = None
         if old is not None and old.shelf is shelf and self.mapping is None:
             # In place: the entry keeps its turn in the queue.
             if old.extra is not None:
@@ -195,7 +215,7 @@ class Near:
                 if old is not None:
                     self._remove(old)
                 self._make_room(1, weight)
-            hot = place.primitive and place.raw not in shelf.hot
+            hot = place.primitive and not foreign and place.raw not in shelf.hot
             key = place.raw if hot else place.typed
             make = Entry if self.mapping is None else LooseEntry
             entry = make(value, deadline, key, place.types if hot else None, shelf, table.epoch)
@@ -203,7 +223,7 @@ class Near:
             if self.mapping is not None:
                 try:
                     self.mapping[place.ident] = entry
-                except ValueError:  # cachetools: too large for it
+                except Exception:  # cachetools: too large for it; or the user's own
                     self.refused += 1
                 return
             if hot:
@@ -242,25 +262,17 @@ class Near:
                 self.writers.contest(place.ident)
                 self._kill(place)
 
-    def kill_tags(self, tags: Iterable[str]) -> None:
+    def kill_tags(self, tags: Collection[str]) -> None:
         """Invalidate every entry that carries one of the tags: O(number of functions)."""
         with self._section() as free:
             if not free:
                 kept = list(tags)
                 self._deferred.append(lambda: self.kill_tags(kept))
                 return
-            self.seq += 1
-            for tag in tags:
-                self._last[tag] = self.seq
-                self._last.move_to_end(tag)  # not by way of absence: someone may look now
-                for table in self._tables:
-                    if table.may_carry(tag):
-                        table.move_epoch()
-            if len(self._last) > MAX_TAGS_REMEMBERED:
-                oldest = list(self._last)[: MAX_TAGS_REMEMBERED // 2]
-                self._floor = max(self._floor, self._last[oldest[-1]])
-                for tag in oldest:
-                    del self._last[tag]
+            self._clocked.invalidate(tags)
+            for table in self._tables:
+                if any(table.may_carry(tag) for tag in tags):
+                    table.move_epoch()
 
     def kill_table(self, table: Table) -> None:
         """Drop all entries of one function."""
@@ -281,8 +293,7 @@ class Near:
             if not free:
                 self._deferred.append(self.clear)
                 return
-            self.seq += 1
-            self._floor = self.seq
+            self._clocked.invalidate_all()
             self.writers.contest_all()
             if self.mapping is not None:
                 self.mapping.clear()
@@ -307,8 +318,11 @@ class Near:
 
     def end(self, places: Iterable[Place], writer: object) -> None:
         """The writer is done with the places."""
-        with self.lock:
-            self.writers.end([place.ident for place in places], writer)
+        with self._section() as free:
+            for place in places:
+                if not self.writers.end(place.ident, writer) and free:
+                    # Its block had run out: a load may have filled in between.
+                    self._kill(place)
 
     def touch(self, place: Place, span: Span) -> bool:
         """Give a live entry a new span from now; False if it is gone."""

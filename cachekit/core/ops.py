@@ -25,6 +25,7 @@ class Op:
     version: int = 0
     epoch: int = 0
     attempts: int = 0
+    since: int = 0  # version of the oldest unwritten operation this one stands for
     at: float = 0.0  # monotonic seconds of its acceptance
 
 

@@ -85,6 +85,12 @@ class Table:
         if self.epoch_moved is not None:
             self.epoch_moved(self.epoch)
 
+    def reset_after_fork(self) -> None:
+        self._lock = threading.Lock()
+        for shelf in self.shelves():
+            shelf.hot.clear()
+            shelf.side.clear()
+
     def shelves(self) -> list[Shelf]:
         return [self.shelf, *(shelf for _, shelf in list(self._instances.values()))]
 

@@ -44,16 +44,17 @@ class Writers:
             block.ids.add(writer)
             block.until = max(block.until, until)
 
-    def end(self, idents: Iterable[Hashable], writer: object) -> None:
-        for ident in idents:
-            block = self._standing(ident)
-            if block is None:
-                continue
-            block.ids.discard(writer)
-            if not block.ids:
-                del self._blocks[ident]
-            else:
-                block.contested = True
+    def end(self, ident: Hashable, writer: object) -> bool:
+        """The writer is done; False when no block stands any more: its own had run out."""
+        block = self._standing(ident)
+        if block is None:
+            return False
+        block.ids.discard(writer)
+        if not block.ids:
+            del self._blocks[ident]
+        else:
+            block.contested = True
+        return True
 
     def may_fill(self, ident: Hashable, writer: object | None) -> bool:
         """A load may fill where no block stands; a writer where it was alone."""

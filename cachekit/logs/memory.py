@@ -25,6 +25,7 @@ class MemoryLog:
         self._max = max_pending
         self._buffer = Buffer()
         self._changed = threading.Condition()
+        self._listeners: list[Callable[[], None]] = []
 
     def append_now(self, kind: OpKind, key: Any, value: Any, id: Any = None) -> Op | None:
         """Accept an operation, or None at the bound."""
@@ -33,7 +34,7 @@ class MemoryLog:
             if self._buffer.depth >= self._max and not self._buffer.knows(key):
                 return None
             op = self._buffer.offer(kind, key, value, self._clock(), id)
-            self._changed.notify_all()
+            self._tell()
             return op
 
     def wait_for_room(self, seconds: float) -> None:
@@ -72,17 +73,17 @@ class MemoryLog:
     async def ack(self, ops: Sequence[Op]) -> None:
         with self._changed:
             self._buffer.ack(ops)
-            self._changed.notify_all()
+            self._tell()
 
     async def nack(self, ops: Sequence[Op]) -> None:
         with self._changed:
             self._buffer.nack(ops)
-            self._changed.notify_all()
+            self._tell()
 
     async def park(self, op: Op, error: str) -> None:
         with self._changed:
             self._buffer.park(op, error)
-            self._changed.notify_all()
+            self._tell()
 
     def depth(self) -> int:
         return self._buffer.depth
@@ -108,28 +109,38 @@ class MemoryLog:
         with self._changed:
             return self._buffer.undone_up_to(version)
 
-    def wait_for_work(
-        self, size: int, delay: float, hurry: Callable[[], bool], most: float | None = None
-    ) -> bool:
-        """Block until a batch is due (``size`` ready, or the oldest ``delay`` seconds old) or
-        ``hurry()``, at ``most`` so many seconds; says whether a batch is due."""
-        end = None if most is None else self._clock() + most
+    def due_in(self, size: int, delay: float, hurry: Callable[[], bool]) -> float | None:
+        """Seconds until a batch is due: ``size`` ready, the oldest ``delay`` seconds old, or
+        ``hurry()``; None while nothing waits."""
         with self._changed:
-            while not hurry():
-                ready = self._buffer.ready
-                if ready >= size:
-                    return True
-                oldest = self._buffer.oldest() if ready else None
-                wait = None if oldest is None else oldest + delay - self._clock()
-                if wait is not None and wait <= 0:
-                    return True
-                if end is not None:
-                    left = end - self._clock()
-                    if left <= 0:
-                        return False
-                    wait = left if wait is None else min(wait, left)
-                self._changed.wait(wait)
-            return self._buffer.ready > 0
+            ready = self._buffer.ready
+            if ready >= size or hurry():
+                return 0.0
+            oldest = self._buffer.oldest() if ready else None
+            return None if oldest is None else max(0.0, oldest + delay - self._clock())
+
+    def wait_for_work(self, size: int, delay: float, hurry: Callable[[], bool]) -> None:
+        """Block this thread until a batch is due."""
+        with self._changed:
+            while (left := self.due_in(size, delay, hurry)) is None or left > 0:
+                self._changed.wait(left)
+
+    def has_room(self) -> bool:
+        return self._buffer.depth < self._max
+
+    def listen(self, heard: Callable[[], None]) -> None:
+        """Call ``heard`` (quick, from any thread) after every change, until :meth:`unlisten`."""
+        with self._changed:
+            self._listeners.append(heard)
+
+    def unlisten(self, heard: Callable[[], None]) -> None:
+        with self._changed:
+            self._listeners.remove(heard)
+
+    def _tell(self) -> None:
+        self._changed.notify_all()
+        for heard in self._listeners:
+            heard()
 
     def wait_for_change(self, seconds: float) -> None:
         with self._changed:
@@ -137,4 +148,4 @@ class MemoryLog:
 
     def wake(self) -> None:
         with self._changed:
-            self._changed.notify_all()
+            self._tell()

@@ -29,16 +29,19 @@ class Discovery:
         self, world: AnyWorld, far: Far, key: str, deadline: Deadline, known: Sequence[str]
     ) -> tuple[str, ...]:
         """The remembered tags of a key that are not known anyway."""
-        (data,) = await far.recall(world, [_name(key)], deadline)
-        if data is None:
-            return ()
-        try:
-            tags = json.loads(data)
-        except (ValueError, RecursionError):
-            return ()
-        if not isinstance(tags, list) or len(tags) > MAX_TAGS:
-            return ()
-        return tuple(t for t in tags if isinstance(t, str) and t and t not in known)
+        (tags,) = await self.recall_many(world, far, [(key, known)], deadline)
+        return tags
+
+    async def recall_many(
+        self,
+        world: AnyWorld,
+        far: Far,
+        asked: Sequence[tuple[str, Sequence[str]]],
+        deadline: Deadline,
+    ) -> list[tuple[str, ...]]:
+        """The same for several (key, known tags), in one round trip."""
+        found = await far.recall(world, [_name(key) for key, _ in asked], deadline)
+        return [_read(data, known) for data, (_, known) in zip(found, asked, strict=True)]
 
     async def remember(
         self, world: AnyWorld, far: Far, key: str, tags: Sequence[str], ttl: float | None
@@ -48,6 +51,18 @@ class Discovery:
             await far.remember(world, _name(key), data, ttl, far.deadline(world))
         except BackendError:
             return  # one more load next time
+
+
+def _read(data: bytes | None, known: Sequence[str]) -> tuple[str, ...]:
+    if data is None:
+        return ()
+    try:
+        tags = json.loads(data)
+    except (ValueError, RecursionError):
+        return ()
+    if not isinstance(tags, list) or len(tags) > MAX_TAGS:
+        return ()
+    return tuple(t for t in tags if isinstance(t, str) and t and t not in known)
 
 
 def _name(key: str) -> str:

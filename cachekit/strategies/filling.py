@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..core.entry import INF
+from ..core.entry import INF, MISSING
 from ..core.flights import Flight
 from ..core.near import Near
 from ..core.place import Place
@@ -36,6 +36,7 @@ class Ready(NamedTuple):
     flight: Flight
     right: Right
     data: bytes
+    grace: float
 
 
 class Filler:
@@ -69,7 +70,10 @@ class Filler:
         except Exception as error:
             self.meter.event("ttl_errors", function=name, error=type(error).__name__)
             self.meter.warn_once(
-                f"ttl {name}", "%s: its ttl function failed, nothing is cached: %r", name, error
+                f"ttl {name}",
+                "%s: its ttl function failed with %s: nothing is cached",
+                name,
+                type(error).__name__,
             )
             return None
 
@@ -82,20 +86,28 @@ class Filler:
         seq: int,
         flight: Flight | None,
         writer: object | None = None,
+        *,
+        grace: float = 0.0,
+        asked: float | None = None,
     ) -> bool:
-        near_span = self.near_span(span)
+        """Fill the near tier. ``asked``: when the far tier was asked for this value, or told."""
+        age = 0.0 if asked is None else self.runtime.clock() - asked
+        near_span = self.near_span(span, grace, age)
         if near_span is None or any(is_dirty(place.ident) for is_dirty in self.dirty):
             return False
         return self.near.store(
             place, value, near_span, tags=tags, seq=seq, flight=flight, writer=writer
         )
 
-    def near_span(self, span: Span) -> Span | None:
-        """How long a near copy is trusted; None = it is not kept."""
+    def near_span(self, span: Span, grace: float = 0.0, age: float = 0.0) -> Span | None:
+        """How long a near copy is trusted; None = it is not kept. ``age``: seconds since the far
+        tier was asked for it; ``grace``: beyond the bound it may be served only where the user
+        allowed that, while the far tier is away."""
         bound = self.bound
         if self.far is None or bound is None:
             return span
-        return Span(min(span.fresh, bound), span.kept) if bound > 0 else None
+        trust = min(span.fresh, bound - age)
+        return Span(trust, min(span.kept, trust + grace)) if trust > 0 else None
 
     def encode(
         self,
@@ -116,7 +128,9 @@ class Filler:
             self.meter.warn_once(f"codec {name}", "%s: not cached: %s", name, error)
         except Exception as error:
             self.meter.event("refused_values", function=name)
-            self.meter.warn_once(f"codec {name}", "%s: not cached: %r", name, error)
+            self.meter.warn_once(
+                f"codec {name}", "%s: not cached: its codec raised %s", name, type(error).__name__
+            )
         return None
 
     async def fill(
@@ -155,6 +169,10 @@ class Filler:
     ) -> Ready | bool:
         """All of :meth:`fill` but the far tier's part; the answer if there is none."""
         recipe, place = job.recipe, job.place
+        if value is MISSING:  # a batch loader left it out: nothing to keep
+            if right is not None:
+                await self.give_back(world, place, right)
+            return right is not None or local
         span = self.span(recipe.policy, value, cost, recipe.name)
         tags = job.tags
         if recipe.discovery is not None and span is not None:
@@ -168,7 +186,7 @@ class Filler:
                 await self.give_back(world, place, right)
             return True
         if local:
-            self.keep_near(place, value, span, tags, seq, flight)
+            self.keep_near(place, value, span, tags, seq, flight, grace=recipe.policy.grace)
             return True
         far, key = self.far, place.text
         if right is None or far is None or key is None:
@@ -185,14 +203,14 @@ class Filler:
         if data is None:
             await self.give_back(world, place, right)
             return False
-        return Ready(place, key, value, span, tags, seq, flight, right, data)
+        return Ready(place, key, value, span, tags, seq, flight, right, data, recipe.policy.grace)
 
     async def store(self, world: AnyWorld, ready: Sequence[Ready]) -> list[bool]:
         """Fill the far tier, then the near one; False where a fill was refused."""
         far = self.far
         if far is None or not ready:
             return []
-        deadline = far.deadline(world)
+        deadline, asked = far.deadline(world), self.runtime.clock()
         try:
             if len(ready) == 1:
                 (r,) = ready
@@ -206,10 +224,17 @@ class Filler:
                 if kept[i] and r.flight.joined:
                     kept[i] = await far.holds(world, r.key, r.right, deadline)
         except BackendError:
-            return [not r.flight.detached for r in ready]
+            # Filled or not, the replies are lost; a token that still stands must go.
+            far.give_back_behind(world, [(r.key, r.right.token) for r in ready])
+            return [not r.flight.detached and self.bound != 0 for r in ready]
+        except BaseException:
+            far.give_back_behind(world, [(r.key, r.right.token) for r in ready])
+            raise
         for r, well in zip(ready, kept, strict=True):
             if well:
-                self.keep_near(r.place, r.value, r.span, r.tags, r.seq, r.flight)
+                self.keep_near(
+                    r.place, r.value, r.span, r.tags, r.seq, r.flight, grace=r.grace, asked=asked
+                )
             else:
                 self.meter.count("fills_refused")
         return kept
@@ -222,14 +247,17 @@ class Filler:
         except Exception as error:
             self.meter.event("tag_errors", function=recipe.name)
             self.meter.warn_once(
-                f"tags {recipe.name}", "%s: its tags failed, not cached: %r", recipe.name, error
+                f"tags {recipe.name}",
+                "%s: its tags failed with %s: not cached",
+                recipe.name,
+                type(error).__name__,
             )
             return None
 
     def give_back_behind(self, world: AnyWorld, place: Place, right: Right | None) -> None:
         """The same in the background, for a caller that is being cancelled."""
-        if right is not None:
-            world.spawn(lambda: self.give_back(world, place, right), "give back a lease")
+        if right is not None and self.far is not None and place.text is not None:
+            self.far.give_back_behind(world, [(place.text, right.token)])
 
     async def give_back(self, world: AnyWorld, place: Place, right: Right) -> None:
         """Release the lease without a value."""
@@ -239,4 +267,4 @@ class Filler:
         try:
             await far.release(world, place.text, right.token, far.deadline(world))
         except BackendError:
-            return  # it ends by itself
+            far.give_back_behind(world, [(place.text, right.token)])

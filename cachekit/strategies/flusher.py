@@ -8,8 +8,10 @@ stands alone, which is then tried ``attempts`` times and parked as a dead letter
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from tenacity import RetryCallState
@@ -23,8 +25,6 @@ from ..logs.memory import MemoryLog
 from ..observe import Meter, log
 from ..runtime import AnyWorld, AsyncioWorld, Runtime, drive
 from .writer import outcome_unknown
-
-IDLE_LOOK = 0.25
 
 # Applies a batch: the outcome's value is {id: error} of what failed (or None).
 Apply = Callable[[AnyWorld, Sequence[Op]], Awaitable[Outcome]]
@@ -178,14 +178,10 @@ class Flusher:
 
     async def _work(self, world: AnyWorld) -> None:
         batching, mine = self.batching, self._worker
-        # A thread of the loop's pool must come back now and then, or the loop could not end.
-        most = IDLE_LOOK if isinstance(world, AsyncioWorld) else None
         try:
             while True:
-                due = await world.aside(
-                    self.queue.wait_for_work, batching.size, batching.delay, self._due, most
-                )
-                batch = await self.queue.take(batching.size) if due else []
+                await self._until_due(world)
+                batch = await self.queue.take(batching.size)
                 if not batch:
                     if self._ending.is_set():
                         return
@@ -202,13 +198,36 @@ class Flusher:
         except Exception:
             log.exception("%s: the write-back worker failed; it starts again", self.name)
             self.meter.event("worker_errors", strategy=self.name)
-            await world.aside(self._ending.wait, 0.1)
+            await self._pause(world, 0.1)
             self._worker = None
             if not self._ending.is_set():
                 self.start(world)
         finally:
             if self._worker is mine:
                 self._worker = None  # ended, or its loop is ending: the next put starts another
+
+    async def _until_due(self, world: AnyWorld) -> None:
+        size, delay = self.batching.size, self.batching.delay
+        if not isinstance(world, AsyncioWorld):
+            self.queue.wait_for_work(size, delay, self._due)
+            return
+        while True:
+            async with heard(self.queue) as changed:
+                left = self.queue.due_in(size, delay, self._due)
+                if left is not None and left <= 0:
+                    return
+                await changed(left)
+
+    async def _pause(self, world: AnyWorld, seconds: float) -> None:
+        """Wait, but not beyond the order to end."""
+        if not isinstance(world, AsyncioWorld):
+            self._ending.wait(seconds)
+            return
+        end = self.runtime.clock() + seconds
+        while not self._ending.is_set() and (left := end - self.runtime.clock()) > 0:
+            async with heard(self.queue) as changed:
+                if not self._ending.is_set():
+                    await changed(left)
 
     async def _pace(self, world: AnyWorld) -> None:
         rate = self.batching.rate
@@ -230,7 +249,7 @@ class Flusher:
             outcome = await self._apply(world, batch)
             error = outcome.error
             if error is None:
-                failed = outcome.value if isinstance(outcome.value, Mapping) else {}
+                failed = refused(outcome.value)
                 done = [op for op in batch if op.id not in failed]
                 if done:
                     await self._written(world, done)
@@ -241,7 +260,7 @@ class Flusher:
                     return True
                 if len(batch) > 1:
                     return all([await self._carry(world, [op]) for op in rest])
-                error = _as_error(failed[rest[0].id])
+                error = failed[rest[0].id]
             self.meter.count("batch_failures")
             outage = outcome_unknown(error)
             if not outage and len(batch) > 1:
@@ -256,7 +275,7 @@ class Flusher:
                 await self.queue.nack(batch)
                 return False
             self.meter.count("retries")
-            await world.aside(self._ending.wait, self._wait(state))
+            await self._pause(world, self._wait(state))
 
     async def _park(self, world: AnyWorld, op: Op, error: BaseException) -> None:
         # Hidden first: once it has left the log, a flush may return and reads must be right.
@@ -271,11 +290,41 @@ class Flusher:
         )
 
 
+@asynccontextmanager
+async def heard(queue: MemoryLog) -> AsyncIterator[Callable[[float | None], Awaitable[None]]]:
+    """A wait (seconds at most, or None) for the log's next change, for an event loop: look at
+    the log inside, then wait, and no change is missed."""
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+
+    def wake() -> None:
+        try:
+            loop.call_soon_threadsafe(event.set)
+        except RuntimeError:  # the loop closed
+            return
+
+    async def changed(seconds: float | None) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            return
+
+    queue.listen(wake)
+    try:
+        yield changed
+    finally:
+        queue.unlisten(wake)
+
+
 def _state(attempt: int, error: BaseException) -> RetryCallState:
     state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]  # only counted
     state.attempt_number = attempt
     return state
 
 
-def _as_error(found: Any) -> BaseException:
-    return found if isinstance(found, BaseException) else RuntimeError(str(found))
+def refused(answer: Any) -> dict[Any, BaseException]:
+    """What a sink's answer says was not written: {id: exception}; any other value is none."""
+    if not isinstance(answer, Mapping):
+        return {}
+    return {id: error for id, error in answer.items() if isinstance(error, BaseException)}

@@ -49,7 +49,7 @@ async def peek_many(
     # A flight of each key lets an invalidation between far read and near fill be seen.
     watches: dict[int, Flight] = {}
     for i in missing:
-        flight, mine = world.flights.board(places[i].ident)
+        flight, mine = world.flights.board(places[i].ident, watch=True)
         if mine:
             watches[i] = flight
     try:
@@ -69,7 +69,14 @@ async def peek_many(
                 if answer.verdict is Verdict.FRESH and i in watches:
                     span = Span(answer.fresh, answer.kept)
                     reader.filler.keep_near(
-                        places[i], answer.value, span, answer.tags, seq, watches[i]
+                        places[i],
+                        answer.value,
+                        span,
+                        answer.tags,
+                        seq,
+                        watches[i],
+                        grace=recipe.policy.grace,
+                        asked=answer.asked,
                     )
     except BackendError:
         if reader.strict:
@@ -120,6 +127,7 @@ class _Batch:
             for ident, i in self.first.items()
         }
         self.outcomes: dict[Any, Outcome] = {}
+        self.rights: dict[Any, Right | None] = {}
 
     def _loader_of(self, position: int) -> Callable[[AnyWorld], Awaitable[Outcome]]:
         async def load_one(world: AnyWorld) -> Outcome:
@@ -133,45 +141,55 @@ class _Batch:
     async def run(self) -> None:
         reader, world = self.reader, self.world
         lead: dict[Any, Flight] = {}
-        others: dict[Any, Flight] = {}
-        for ident, job in self.jobs.items():
-            verdict, entry = reader.near.find(job.place)
-            if entry is not None and verdict is Verdict.FRESH:
-                entry.uses += 1.0
-                self.outcomes[ident] = Outcome(entry.value)
-                continue
-            if entry is not None and verdict is Verdict.STALE and reader.far is None:
-                self.outcomes[ident] = await reader.read(world, job)
-                continue
-            flight, mine = world.flights.board(ident)
-            (lead if mine else others)[ident] = flight
-        if lead:
-            token = led.set((*led.get(), *lead.values()))
-            try:
-                await self._lead(lead)
-            finally:
-                led.reset(token)
-                for flight in lead.values():
-                    world.flights.leave(flight)
-                    if not flight.landed:
-                        flight.hand_on()
+        others: list[tuple[Any, Flight | None]] = []
+        try:
+            for ident, job in self.jobs.items():
+                verdict, entry = reader.near.find(job.place)
+                if entry is not None and verdict is Verdict.FRESH:
+                    entry.uses += 1.0
+                    self.outcomes[ident] = Outcome(entry.value)
+                    continue
+                if entry is not None and verdict is Verdict.STALE and reader.far is None:
+                    others.append((ident, None))  # served and refreshed, one by one
+                    continue
+                flight, mine = world.flights.board(ident)
+                if mine:
+                    lead[ident] = flight
+                else:
+                    others.append((ident, flight))
+            if lead:
+                token = led.set((*led.get(), *lead.values()))
+                try:
+                    await self._lead(lead)
+                finally:
+                    led.reset(token)
+        finally:
+            for ident, flight in lead.items():
+                world.flights.leave(flight)
+                if not flight.landed:
+                    # Cancelled: neither callers nor leases must wait for this batch.
+                    flight.hand_on()
+                    place = self.jobs[ident].place
+                    reader.filler.give_back_behind(world, place, self.rights.get(ident))
         # Own flights have landed: waiting for others now can close no circle through them.
-        for ident, flight in others.items():
-            outcome = await reader.join(world, self.jobs[ident], flight)
-            self.outcomes[ident] = (
-                outcome if outcome is not None else await reader.read(world, self.jobs[ident])
-            )
+        for ident, other in others:
+            job = self.jobs[ident]
+            outcome = None
+            if other is not None and not other.behind:
+                outcome = await reader.join(world, job, other)
+            self.outcomes[ident] = outcome or await reader.read(world, job)
 
     async def _lead(self, lead: dict[Any, Flight]) -> None:
         reader, far = self.reader, self.reader.far
         seq = reader.near.seq
-        for ident, flight in lead.items():
-            flight.tags = None if self.recipe.discovery is not None else self.jobs[ident].tags
-        rights: dict[Any, Right | None] = dict.fromkeys(lead)
         local = far is None
+        for ident, flight in lead.items():
+            if local and self.recipe.discovery is None:
+                flight.tags = self.jobs[ident].tags
+            flight.loading = reader.filler.bound == 0  # strict: who comes later asks himself
         if far is not None:
             try:
-                rights = await self._ask(far, lead, seq)
+                self.rights = await self._ask(far, lead, seq)
             except BackendError as error:
                 if reader.strict:
                     for ident, flight in lead.items():
@@ -181,7 +199,7 @@ class _Batch:
                 local = True
         open_ = [ident for ident in lead if ident not in self.outcomes]
         if open_:
-            await self._load(open_, lead, rights, seq, local)
+            await self._load(open_, lead, seq, local)
 
     async def _ask(self, far: Far, lead: dict[Any, Flight], seq: int) -> dict[Any, Right | None]:
         reader, world, recipe = self.reader, self.world, self.recipe
@@ -199,6 +217,14 @@ class _Batch:
                 self.outcomes[ident] = reader.serve(world, job, lead[ident], seq, found)
             else:
                 missing.append((ident, key, found, job.tags))
+        if recipe.discovery is not None and missing:
+            remembered = await recipe.discovery.recall_many(
+                world, far, [(key, tags) for _, key, _, tags in missing], deadline
+            )
+            missing = [
+                (ident, key, found, (*tags, *more))
+                for (ident, key, found, tags), more in zip(missing, remembered, strict=True)
+            ]
         answers = await far.acquire_many(
             world,
             [m[1:] for m in missing],
@@ -215,7 +241,6 @@ class _Batch:
         self,
         open_: Sequence[Any],
         lead: dict[Any, Flight],
-        rights: dict[Any, Right | None],
         seq: int,
         local: bool,
     ) -> None:
@@ -235,7 +260,7 @@ class _Batch:
         if outcome.error is not None:
             tally.errors += 1
             for ident in open_:
-                right = rights.get(ident)
+                right = self.rights.get(ident)
                 if right is not None:
                     await reader.filler.give_back(world, self.jobs[ident].place, right)
                 lead[ident].land(error=outcome.error)
@@ -245,13 +270,8 @@ class _Batch:
         certain: dict[Any, bool] = {}
         for ident, position in zip(open_, positions, strict=True):
             value = outcome.value.get(position, MISSING)
-            job, right, flight = self.jobs[ident], rights.get(ident), lead[ident]
+            job, right, flight = self.jobs[ident], self.rights.get(ident), lead[ident]
             self.outcomes[ident] = Outcome(value)
-            if value is MISSING:
-                certain[ident] = right is not None or local
-                if right is not None:
-                    await reader.filler.give_back(world, job.place, right)
-                continue
             answer = await reader.filler.prepare(
                 world, job, value, cost, flight, seq, right, local=local
             )
@@ -262,4 +282,9 @@ class _Batch:
         stored = await reader.filler.store(world, list(ready.values()))
         certain.update(zip(ready, stored, strict=True))
         for ident in open_:
-            lead[ident].land(self.outcomes[ident].value, certain=certain[ident])
+            value = self.outcomes[ident].value
+            if value is MISSING:
+                lead[ident].hand_on()  # whoever joined asks his own loader
+            else:
+                sure = certain[ident] and reader.filler.bound != 0
+                lead[ident].land(value, certain=sure)

@@ -6,11 +6,12 @@ loader raises is an :class:`Outcome`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.entry import Entry, Verdict
+from ..core.deadline import Deadline
+from ..core.entry import MISSING, Entry, Verdict
 from ..core.flights import Flight, closes_circle, led
 from ..core.near import Near
 from ..core.outcome import Outcome
@@ -93,10 +94,41 @@ class Reader:
             flight, leads = world.flights.board(job.place.ident)
             if leads:
                 return await self._lead(world, job, flight)
-            outcome = await self.join(world, job, flight)
+            outcome = None
+            if flight.behind:
+                stale = entry if verdict is Verdict.STALE else None
+                outcome = await self._meanwhile(world, job, stale)
+            outcome = outcome or await self.join(world, job, flight)
             if outcome is not None:
                 return outcome
         return await self._load(world, job)
+
+    async def _meanwhile(self, world: AnyWorld, job: Job, stale: Entry | None) -> Outcome | None:
+        """What is served while a refresh of the key runs: the far tier's value, or where that is
+        away a near one in grace; None if there is none any more."""
+        far, key = self.far, job.place.text
+        if far is None or key is None:
+            return None
+        try:
+            found = await self._look(world, far, key, job, job.tags, far.deadline(world))
+        except BackendError as error:
+            if self.strict:
+                return Outcome(error=error)
+            return None if stale is None else Outcome(stale.value)
+        if not found.readable:
+            return None
+        self.meter.count("far_hits")
+        job.recipe.tally.stale += 1
+        return Outcome(found.value)
+
+    async def _look(
+        self, world: AnyWorld, far: Far, key: str, job: Job, tags: Sequence[str], deadline: Deadline
+    ) -> Found:
+        """One key of the far tier, after the invalidations that are still pending."""
+        if len(self.invalidator.pending):
+            await self.invalidator.settle(world)
+        (found,) = await far.read(world, [key], [tags], job.recipe.codec, deadline)
+        return found
 
     def _hit(self, entry: Entry) -> Outcome:
         entry.uses += 1.0
@@ -116,7 +148,7 @@ class Reader:
         job.recipe.tally.misses += 1
         # Announce the wait, then look for a circle: of two that close one, at least one sees it.
         for own in mine:
-            own.waits_for = flight
+            own.waits_for.append(flight)
         try:
             if mine and closes_circle(flight):
                 return await self._load(world, job)
@@ -124,7 +156,7 @@ class Reader:
                 return Outcome(error=self.too_slow(job))
         finally:
             for own in mine:
-                own.waits_for = None
+                own.waits_for.remove(flight)
         if flight.handed or not (flight.certain or early):
             return None
         return Outcome(flight.value, flight.error)
@@ -150,11 +182,14 @@ class Reader:
             flight.land(outcome.value)
             return outcome
         stale = entry if verdict is Verdict.STALE else None
-        flight.tags = None if job.recipe.discovery is not None else job.tags
         seq = self.near.seq
         far, key = self.far, job.place.text
         if far is None or key is None:
+            if job.recipe.discovery is None:
+                flight.tags = job.tags
             return await self._load_and_fill(world, job, flight, seq, None, local=True)
+        # The far entry may carry tags that this job does not know: any tag detaches it.
+        flight.loading = self.filler.bound == 0  # strict: who comes later asks for himself
         try:
             found, right = await self._ask(world, far, key, job)
         except BackendError as error:
@@ -163,10 +198,11 @@ class Reader:
                 return Outcome(error=error)
             if stale is not None:
                 job.recipe.tally.stale += 1
-                flight.land(stale.value)
+                value = stale.value
+                flight.land(value)
                 world.flights.leave(flight)
                 self._refresh_behind(world, job)
-                return Outcome(stale.value)
+                return Outcome(value)
             # Far tier away: this process's own generations decide (protocols, section 3).
             return await self._load_and_fill(world, job, flight, seq, None, local=True)
         if found is not None and found.readable:
@@ -175,15 +211,22 @@ class Reader:
 
     def serve(self, world: AnyWorld, job: Job, flight: Flight, seq: int, found: Found) -> Outcome:
         self.meter.count("far_hits")
-        if found.verdict is Verdict.STALE:
-            job.recipe.tally.stale += 1
-        else:
+        if found.verdict is Verdict.FRESH:
+            span = Span(found.fresh, found.kept)
             self.filler.keep_near(
-                job.place, found.value, Span(found.fresh, found.kept), found.tags, seq, flight
+                job.place,
+                found.value,
+                span,
+                found.tags,
+                seq,
+                flight,
+                grace=job.recipe.policy.grace,
+                asked=found.asked,
             )
-        flight.land(found.value)
+        flight.land(found.value, certain=self.filler.bound != 0)
         world.flights.leave(flight)
         if found.verdict is Verdict.STALE:
+            job.recipe.tally.stale += 1
             self._refresh_behind(world, job)
         return Outcome(found.value)
 
@@ -192,17 +235,13 @@ class Reader:
     ) -> tuple[Found | None, Right | None]:
         """Read the far tier; on a miss get the right to load and fill, or wait for who has it.
 
-        Gives (found, None) for a value, (None, right) to load and fill, and (None, None) to
-        load without the right to fill."""
-        recipe, policy = job.recipe, job.recipe.policy
-        tags = job.tags
-        if len(self.invalidator.pending):
-            await self.invalidator.settle(world)
+        Gives what was found, or the right, or neither: to load without the right to fill."""
+        recipe, policy, tags = job.recipe, job.recipe.policy, job.tags
         deadline = far.deadline(world)
         give_up = self.runtime.clock() + policy.wait
         pause = POLL_FIRST
         while True:
-            (found,) = await far.read(world, [key], [tags], recipe.codec, deadline)
+            found = await self._look(world, far, key, job, tags, deadline)
             if found.readable:
                 return found, None
             if recipe.discovery is not None and tags is job.tags:
@@ -255,7 +294,10 @@ class Reader:
             right,
             local=local,
         )
-        flight.land(outcome.value, certain=certain)
+        if outcome.value is MISSING:
+            flight.hand_on()  # a batch loader had nothing: whoever joined asks his own loader
+        else:
+            flight.land(outcome.value, certain=certain and self.filler.bound != 0)
         return outcome
 
     async def _load(self, world: AnyWorld, job: Job) -> Outcome:
@@ -313,7 +355,7 @@ class Reader:
 
     def _refresh_behind(self, world: AnyWorld, job: Job) -> None:
         """Start one background load of a key that is being served stale, unless one runs."""
-        flight, leads = world.flights.board(job.place.ident)
+        flight, leads = world.flights.board(job.place.ident, behind=True)
         if not leads:
             return
 
@@ -323,7 +365,8 @@ class Reader:
                 outcome = await self._renew(world, job, flight, keep=True)
                 if outcome.error is not None:
                     self.meter.event("refresh_failed", function=job.recipe.name)
-                    self.near.postpone(job.place, BACK_OFF)
+                    if self.far is None:  # else the near copy may be older than the far one
+                        self.near.postpone(job.place, BACK_OFF)
             finally:
                 led.reset(token)
                 world.flights.leave(flight)
@@ -338,15 +381,16 @@ class Reader:
     async def _renew(self, world: AnyWorld, job: Job, flight: Flight, *, keep: bool) -> Outcome:
         seq = self.near.seq
         far, key, recipe = self.far, job.place.text, job.recipe
-        flight.tags = None if recipe.discovery is not None else job.tags
         if far is None or key is None:
+            if recipe.discovery is None:
+                flight.tags = job.tags
             return await self._load_and_fill(world, job, flight, seq, None, local=True)
         tags = job.tags
         try:
             deadline = far.deadline(world)
             if recipe.discovery is not None:
                 tags = (*tags, *await recipe.discovery.recall(world, far, key, deadline, tags))
-            (found,) = await far.read(world, [key], [tags], recipe.codec, deadline)
+            found = await self._look(world, far, key, job, tags, deadline)
             if keep and found.verdict is Verdict.FRESH:  # another process was quicker
                 return self.serve(world, job, flight, seq, found)
             answer = await far.acquire(

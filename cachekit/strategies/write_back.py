@@ -16,10 +16,10 @@ from ..core.policy import Batching, Retrying, seconds
 from ..errors import ConfigurationError, WriteBackClosed
 from ..logs.memory import MemoryLog
 from ..observe import log
-from ..runtime import AnyWorld, drive
+from ..runtime import AnyWorld, AsyncioWorld, drive
 from .aio import CLOSE_TIMEOUT
 from .base import Strategy
-from .flusher import Flusher
+from .flusher import Flusher, heard, refused
 from .parts import Parts
 from .source import call
 from .writer import Written
@@ -36,7 +36,7 @@ class WriteBack(Strategy):
     must be asked for. Reads of this process see the unwritten value at once; other processes see
     it when it is in the source. At most ``max_pending`` keys wait: then a put blocks up to
     ``block`` and raises QueueFull; nothing is ever dropped. ``store_many`` may return
-    {id: error} for rows it refused. ``wait``/``stop`` are tenacity objects. ``flush`` and
+    {id: exception} for rows it refused. ``wait``/``stop`` are tenacity objects. ``flush`` and
     ``close`` tell what was applied, parked and left."""
 
     description = "a write is logged, and reaches the source in batches"
@@ -138,9 +138,18 @@ class WriteBack(Strategy):
                 self._flusher.start(world)
                 if deadline.passed():
                     return Outcome(error=self.log.full())
-                await world.aside(self.log.wait_for_room, deadline.left())
+                await self._room(world, deadline.left())
         self._flusher.start(world)
         return Outcome(Written())
+
+    async def _room(self, world: AnyWorld, seconds: float) -> None:
+        """Wait until something leaves the log, in no thread that the worker could need."""
+        if not isinstance(world, AsyncioWorld):
+            self.log.wait_for_room(seconds)
+            return
+        async with heard(self.log) as changed:
+            if not self.log.has_room():
+                await changed(seconds)
 
     def _show(self, kind: OpKind, place: Place, value: Any, tags: tuple[str, ...]) -> None:
         """Let reads of this process see the operation."""
@@ -182,21 +191,20 @@ class WriteBack(Strategy):
     async def _apply(self, world: AnyWorld, ops: Sequence[Op]) -> Outcome:
         if self._sink is not None:
             return await call(world, self._sink.write_many, list(ops))
-        puts = {op.id: op.value for op in ops if op.kind is OpKind.PUT}
-        deletes = [op.id for op in ops if op.kind is OpKind.DELETE]
-        failed: dict[Any, Any] = {}
-        if puts:
-            outcome = await self.source.stored_many(world, puts)
-            if outcome.error is not None:
-                return outcome
-            if isinstance(outcome.value, Mapping):
-                failed.update(outcome.value)
-        if deletes:
-            outcome = await self.source.deleted_many(world, deletes)
-            if outcome.error is not None:
-                return outcome
-            if isinstance(outcome.value, Mapping):
-                failed.update(outcome.value)
+        failed: dict[Any, BaseException] = {}
+        for part in _distinct(ops):
+            puts = {op.id: op.value for op in part if op.kind is OpKind.PUT}
+            deletes = [op.id for op in part if op.kind is OpKind.DELETE]
+            if puts:
+                outcome = await self.source.stored_many(world, puts)
+                if outcome.error is not None:
+                    return outcome
+                failed.update(refused(outcome.value))
+            if deletes:
+                outcome = await self.source.deleted_many(world, deletes)
+                if outcome.error is not None:
+                    return outcome
+                failed.update(refused(outcome.value))
         return Outcome(failed)
 
     async def _written(self, world: AnyWorld, ops: Sequence[Op]) -> None:
@@ -266,3 +274,17 @@ class WriteBack(Strategy):
     def dead(self) -> list[Dead]:
         """What the source refused for good, with its errors."""
         return self.log.dead()
+
+
+def _distinct(ops: Sequence[Op]) -> list[list[Op]]:
+    """The batch in parts without equal ids: 1, True and 1.0 are three keys here, yet one to a
+    mapping, and the last accepted must be written last."""
+    parts: list[list[Op]] = []
+    seen: set[Any] = set()
+    for op in sorted(ops, key=lambda op: op.version):
+        if not parts or op.id in seen:
+            parts.append([])
+            seen = set()
+        parts[-1].append(op)
+        seen.add(op.id)
+    return parts

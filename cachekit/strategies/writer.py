@@ -96,7 +96,6 @@ class Writer:
         strict raises and the source is not touched; else the source is written and the
         invalidation is queued."""
         places = [target.place for target in targets]
-        keys = [place.text for place in places if place.text is not None]
         writer = self.runtime.token()
         lease = recipe.policy.write_lease
         self.near.seize(places, writer, lease)
@@ -111,6 +110,31 @@ class Writer:
                     self._leave(places, writer)
                     return Outcome(error=error)
         outcome = await action(world)
+        try:
+            return await self._finish(
+                world, recipe, targets, outcome, rights, writer, seq, fill=fill, drop=drop
+            )
+        except BaseException:
+            # Cancelled after the source was called: nothing older may stay anywhere.
+            self.invalidator.owe(places, drop)
+            raise
+
+    async def _finish(
+        self,
+        world: AnyWorld,
+        recipe: Recipe,
+        targets: Sequence[Target],
+        outcome: Outcome,
+        rights: dict[Any, Right | None] | None,
+        writer: bytes,
+        seq: int,
+        *,
+        fill: bool,
+        drop: Sequence[str],
+    ) -> Outcome:
+        places = [target.place for target in targets]
+        keys = [place.text for place in places if place.text is not None]
+        far = self.far
         if outcome.error is not None:
             if not outcome_unknown(outcome.error):
                 await self._end(world, far, keys, writer)
@@ -161,9 +185,13 @@ class Writer:
             await self._block(world, places, lease)
         before = len(self.invalidator.pending)
         self.invalidator.detach(places, drop)
-        await self.invalidator.tell(
-            world, [p.text for p in places if p.text is not None], drop, replay=True
-        )
+        try:
+            await self.invalidator.tell(
+                world, [p.text for p in places if p.text is not None], drop, replay=True
+            )
+        except BaseException:
+            self.invalidator.owe(places, drop)
+            raise
         self.invalidator.detach(places, drop)
         if outcome.error is not None:
             return outcome

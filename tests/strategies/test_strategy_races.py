@@ -4,16 +4,16 @@ Two caches over one backend play two processes; gates put every step where it hu
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from stage import SOURCE_FIRST, STRATEGIES, Gate, Opener, Rows, Stage
 
-from cachekit import Strategy
+from cachekit import Strategy, WriteThrough
 
 source_first = pytest.mark.parametrize("word", SOURCE_FIRST)
-FILLERS = {"both-fill": ("write-through", "write-through"), "mixed": ("write-through", "cache-aside")}
 
 
 def _pair(stage: Stage, word: str, rows: Rows, **options: Any) -> tuple[Strategy, Strategy]:
@@ -65,11 +65,13 @@ def test_the_writer_that_wrote_the_source_first_but_ends_last_does_not_leave_its
         if value == "one":
             held.wait_at()
 
-    slow = stage.make("write-through", rows, cache=stage.open(coherence="strict"), given=("load",))
-    slow = type(slow)(
-        stage.open.caches[0], key="row:{id}", ttl=60, store=stage.source(store_and_wait),
+    slow = WriteThrough(
+        stage.open(coherence="strict"),
+        key="row:{id}",
+        ttl=60,
+        store=stage.source(store_and_wait),
         load=stage.source(rows.load),
-    )  # fmt: skip
+    )
     quick = stage.make("write-through", rows, cache=stage.open(coherence="strict"), wait=0.05)
 
     async def body() -> None:
@@ -93,9 +95,8 @@ def test_two_writers_of_one_process_leave_what_the_source_holds(embedded: Stage)
         if value == "one":
             held.wait_at()
 
-    strategy = stage.make("write-through", rows, given=("load",))
-    strategy = type(strategy)(
-        stage.open.caches[0], key="r:{id}", store=stage.source(store), load=stage.source(rows.load)
+    strategy = WriteThrough(
+        stage.open(), key="row:{id}", store=stage.source(store), load=stage.source(rows.load)
     )
 
     async def body() -> None:
@@ -296,16 +297,11 @@ def test_a_background_refresh_that_began_before_a_write_does_not_bring_the_old_v
     shared_stage: Stage, word: str
 ) -> None:
     stage, rows = shared_stage, Rows({1: "old"})
-    options = {} if word == "refresh-ahead" else {"early": 0.0001}
-    if word == "refresh-ahead":
-        options = {"early": 0.0001}
-    strategy = stage.make(word, rows, cache=stage.open(coherence="strict"), **options)
+    strategy = stage.make(word, rows, cache=stage.open(coherence="strict"), early=0.0001)
 
     async def body() -> None:
         face = stage.face(strategy)
         assert await face.get(1) == "old"
-        import asyncio
-
         await asyncio.sleep(0.02)  # 0.01 % of 60 s: due for refresh
         gate = rows.gates["load"] = Gate()
         assert await face.get(1) == "old"
@@ -322,16 +318,6 @@ def test_a_background_refresh_that_began_before_a_write_does_not_bring_the_old_v
 
 def _worlds(stage: Stage) -> list[Any]:
     return list(stage.open.caches[0].parts.runtime.worlds())
-
-
-def test_the_naive_cache_is_caught_by_these_very_steps() -> None:
-    """The control: a cache that fills whatever it loaded keeps the old value."""
-    rows, kept = Rows({1: "old"}), {}
-    loaded = rows.load(1)
-    rows.rows[1] = "new"
-    kept.pop(1, None)  # the invalidation
-    kept[1] = loaded  # the late fill
-    assert kept[1] != rows.rows[1]
 
 
 def test_write_back_of_two_processes_shows_everybody_the_flushed_value(open_shared: Opener) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -54,8 +55,6 @@ def test_a_read_late_in_a_values_life_is_answered_at_once_and_refreshes_behind_o
 
 
 async def _within(task: Any) -> Any:
-    import asyncio
-
     return await asyncio.wait_for(task, PATIENCE / 2)
 
 

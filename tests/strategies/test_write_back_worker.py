@@ -6,55 +6,21 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
+from sinks import Sink, over
 from stage import Gate, Opener, Rows, Stage
-from tenacity import stop_after_attempt, wait_none
+from tenacity import stop_after_attempt
 
 from cachekit import Cache, Flushed, QueueFull, Retrying, WriteBack
 from cachekit.errors import ConfigurationError, WriteBackClosed
 from cachekit.protocols import Op, OpKind
 
 
-class Sink:
-    """Takes batches; ``refuses`` raise for a row, ``names`` them by key, ``down`` fails all."""
-
-    def __init__(self) -> None:
-        self.rows: dict[Any, Any] = {}
-        self.batches: list[dict[Any, Any]] = []
-        self.refuses: set[Any] = set()
-        self.names = False
-        self.down: BaseException | None = None
-        self.gate: Gate | None = None
-
-    def write(self, values: Mapping[Any, Any]) -> dict[Any, str] | None:
-        self.batches.append(dict(values))
-        gate, self.gate = self.gate, None
-        if gate is not None:
-            gate.wait_at()
-        if self.down is not None:
-            raise self.down
-        bad = self.refuses & set(values)
-        if bad and not self.names:
-            raise ValueError(f"constraint violated by {sorted(bad)}")
-        self.rows.update({id: value for id, value in values.items() if id not in bad})
-        return {id: f"row {id} refused" for id in bad} if bad else None
-
-
-def _over(stage: Stage, sink: Sink, cache: Cache | None = None, **options: Any) -> WriteBack:
-    return WriteBack(
-        cache if cache is not None else stage.open(),
-        key="row:{id}",
-        store_many=stage.source(sink.write),
-        **{"log": "memory", "delay": 3600, "wait_between": wait_none(), **options},
-    )
-
-
 def test_a_full_batch_is_written_without_waiting_for_the_delay(embedded: Stage) -> None:
     stage, sink = embedded, Sink()
-    strategy = _over(stage, sink, batch=3)
+    strategy = over(stage, sink, batch=3)
 
     async def body() -> None:
         face = stage.face(strategy)
@@ -71,7 +37,7 @@ def test_a_full_batch_is_written_without_waiting_for_the_delay(embedded: Stage) 
 
 def test_what_waited_as_long_as_the_delay_is_written(embedded: Stage) -> None:
     stage, sink = embedded, Sink()
-    strategy = _over(stage, sink, batch=1000, delay="60ms")
+    strategy = over(stage, sink, batch=1000, delay="60ms")
 
     async def body() -> None:
         began = time.monotonic()
@@ -110,7 +76,7 @@ def test_many_writes_of_one_key_reach_the_source_as_the_last_one(embedded: Stage
 
 def test_batches_are_no_larger_than_asked_and_keep_the_order_of_arrival(embedded: Stage) -> None:
     stage, sink = embedded, Sink()
-    strategy = _over(stage, sink, batch=4)
+    strategy = over(stage, sink, batch=4)
 
     async def body() -> None:
         face = stage.face(strategy)
@@ -131,7 +97,7 @@ def test_batches_are_no_larger_than_asked_and_keep_the_order_of_arrival(embedded
 
 def test_a_newer_write_waits_while_its_key_is_out_and_is_never_overtaken(embedded: Stage) -> None:
     stage, sink = embedded, Sink()
-    strategy = _over(stage, sink, batch=1)
+    strategy = over(stage, sink, batch=1)
 
     async def body() -> None:
         face = stage.face(strategy)
@@ -149,120 +115,9 @@ def test_a_newer_write_waits_while_its_key_is_out_and_is_never_overtaken(embedde
     stage.play(body)
 
 
-@pytest.mark.parametrize("bad", [{0}, {7}, {15}, {3, 4, 11}, set(range(16))])
-def test_poison_rows_are_parked_alone_and_the_others_land(stage: Stage, bad: set[int]) -> None:
-    sink = Sink()
-    sink.refuses = set(bad)
-    strategy = _over(stage, sink, batch=17, stop=stop_after_attempt(2))
-
-    async def body() -> None:
-        face = stage.face(strategy)
-        await face.put_many({n: f"v{n}" for n in range(16)})
-        flushed = await face.flush(10)
-        assert flushed.complete
-        assert (flushed.applied, flushed.parked, flushed.left) == (16 - len(bad), len(bad), 0)
-        assert sink.rows == {n: f"v{n}" for n in range(16) if n not in bad}
-        letters = strategy.dead()
-        assert {letter.op.id for letter in letters} == bad
-        assert all("ValueError" in letter.error for letter in letters)
-        assert all(letter.op.value == f"v{letter.op.id}" for letter in letters)
-        assert flushed.errors
-        assert strategy.depth() == 0
-        if len(bad) == 1:  # log2(16) halvings and the last row's second try
-            assert len(sink.batches) <= 2 * 4 + 3
-
-    stage.play(body)
-
-
-def test_a_parked_value_is_not_shown_any_more(stage: Stage) -> None:
-    """The source will never have it: what is read is what the source has."""
-    rows, sink = Rows({1: "old"}), Sink()
-    sink.refuses = {1}
-    strategy = _over(stage, sink, stop=stop_after_attempt(1), load=stage.source(rows.load))
-
-    async def body() -> None:
-        face = stage.face(strategy)
-        await face.put(1, "refused")
-        assert await face.get(1) == "refused"
-        assert (await face.flush(5)).parked == 1
-        assert await face.get(1) == "old"
-
-    stage.play(body)
-
-
-def test_only_the_rows_a_sink_names_are_tried_again_and_parked(embedded: Stage) -> None:
-    stage, sink = embedded, Sink()
-    sink.refuses, sink.names = {2, 5}, True
-    strategy = _over(stage, sink, batch=9, stop=stop_after_attempt(3))
-
-    async def body() -> None:
-        face = stage.face(strategy)
-        await face.put_many({n: n for n in range(8)})
-        flushed = await face.flush(5)
-        assert (flushed.applied, flushed.parked) == (6, 2)
-        assert {letter.op.id for letter in strategy.dead()} == {2, 5}
-        assert sink.batches[0].keys() == set(range(8))
-        assert all(len(batch) == 1 for batch in sink.batches[1:])
-        assert len(sink.batches) == 1 + 3 + 3
-
-    stage.play(body)
-
-
-def test_a_named_row_that_is_accepted_on_the_second_try_is_not_parked(embedded: Stage) -> None:
-    stage, sink = embedded, Sink()
-    sink.refuses, sink.names = {1}, True
-    write = sink.write
-
-    def heals(values: Mapping[Any, Any]) -> Any:
-        answer = write(values)
-        sink.refuses = set()
-        return answer
-
-    sink.write = heals  # type: ignore[method-assign]
-    strategy = _over(stage, sink, batch=3)
-
-    async def body() -> None:
-        face = stage.face(strategy)
-        await face.put_many({0: "a", 1: "b"})
-        flushed = await face.flush(5)
-        assert (flushed.applied, flushed.parked) == (2, 0)
-        assert sink.rows == {0: "a", 1: "b"}
-        assert strategy.dead() == []
-
-    stage.play(body)
-
-
-@pytest.mark.parametrize(
-    "error", [ConnectionError("refused"), TimeoutError(), ConnectionResetError()]
-)
-def test_an_outage_is_waited_out_and_nothing_is_parked(stage: Stage, error: BaseException) -> None:
-    sink = Sink()
-    sink.down = error
-    strategy = _over(
-        stage, sink, batch=4, stop=stop_after_attempt(1), wait_between=_ten_milliseconds()
-    )
-
-    async def body() -> None:
-        face = stage.face(strategy)
-        await face.put_many({n: n for n in range(4)})
-        await stage.until(lambda: len(sink.batches) >= 5)
-        flushed = await face.flush(0.05)
-        assert not flushed.complete
-        assert (flushed.left, flushed.applied, flushed.parked) == (4, 0, 0)
-        await face.put(0, "newest")
-        assert await face.get(0) == "newest"
-        sink.down = None
-        assert (await face.flush(5)).complete
-        assert sink.rows == {0: "newest", 1: 1, 2: 2, 3: 3}
-        assert strategy.dead() == []
-        assert all(len(batch) <= 4 for batch in sink.batches)
-
-    stage.play(body)
-
-
 def test_a_put_beyond_the_bound_waits_and_then_raises(embedded: Stage) -> None:
     stage, sink = embedded, Sink()
-    strategy = _over(stage, sink, batch=1, max_pending=2, block=0.1)
+    strategy = over(stage, sink, batch=1, max_pending=2, block=0.1)
 
     async def body() -> None:
         face = stage.face(strategy)
@@ -285,7 +140,7 @@ def test_a_put_beyond_the_bound_waits_and_then_raises(embedded: Stage) -> None:
 
 def test_a_put_that_waits_for_room_goes_on_when_there_is_some(embedded: Stage) -> None:
     stage, sink = embedded, Sink()
-    strategy = _over(stage, sink, batch=1, max_pending=1, block=30)
+    strategy = over(stage, sink, batch=1, max_pending=1, block=30)
 
     async def body() -> None:
         face = stage.face(strategy)
@@ -305,7 +160,7 @@ def test_a_put_that_waits_for_room_goes_on_when_there_is_some(embedded: Stage) -
 
 def test_flush_keeps_to_its_time_and_says_what_is_left(embedded: Stage) -> None:
     stage, sink = embedded, Sink()
-    strategy = _over(stage, sink, batch=10)
+    strategy = over(stage, sink, batch=10)
 
     async def body() -> None:
         face = stage.face(strategy)
@@ -323,7 +178,7 @@ def test_flush_keeps_to_its_time_and_says_what_is_left(embedded: Stage) -> None:
 
 def test_flush_does_not_wait_for_what_is_put_after_it_began(embedded: Stage) -> None:
     stage, sink = embedded, Sink()
-    strategy = _over(stage, sink, batch=10)
+    strategy = over(stage, sink, batch=10)
 
     async def body() -> None:
         face = stage.face(strategy)
@@ -342,7 +197,7 @@ def test_flush_does_not_wait_for_what_is_put_after_it_began(embedded: Stage) -> 
 
 def test_close_drains_and_refuses_later_puts(stage: Stage) -> None:
     sink = Sink()
-    strategy = _over(stage, sink)
+    strategy = over(stage, sink)
 
     async def body() -> None:
         face = stage.face(strategy)
@@ -360,31 +215,9 @@ def test_close_drains_and_refuses_later_puts(stage: Stage) -> None:
     stage.play(body)
 
 
-def test_close_with_the_source_down_keeps_to_its_time_names_what_is_left_and_stops_trying(
-    embedded: Stage,
-) -> None:
-    stage, sink = embedded, Sink()
-    sink.down = ConnectionError("refused")
-    strategy = _over(stage, sink, wait_between=_ten_milliseconds())
-
-    async def body() -> None:
-        face = stage.face(strategy)
-        await face.put_many({1: "a", 2: "b"})
-        began = time.monotonic()
-        closed = await face.close(0.2)
-        assert time.monotonic() - began < 3
-        assert (closed.left, closed.complete) == (2, False)
-        await asyncio.sleep(0.1)
-        tried = len(sink.batches)
-        await asyncio.sleep(0.2)
-        assert len(sink.batches) == tried, "the worker goes on after close"
-
-    stage.play(body)
-
-
 def test_close_does_not_wait_longer_than_told_for_a_sink_that_hangs(embedded: Stage) -> None:
     stage, sink = embedded, Sink()
-    strategy = _over(stage, sink)
+    strategy = over(stage, sink)
 
     async def body() -> None:
         face = stage.face(strategy)
@@ -402,7 +235,7 @@ def test_close_does_not_wait_longer_than_told_for_a_sink_that_hangs(embedded: St
 
 def test_rate_bounds_the_batches_per_second(embedded: Stage) -> None:
     stage, sink = embedded, Sink()
-    strategy = _over(stage, sink, batch=1, rate=50)
+    strategy = over(stage, sink, batch=1, rate=50)
 
     async def body() -> None:
         face = stage.face(strategy)
@@ -438,24 +271,6 @@ def test_after_a_flush_no_process_keeps_the_old_value(open_shared: Opener) -> No
     stage.play(body)
 
 
-def test_a_poison_row_is_parked_and_the_others_land_while_the_far_tier_is_away(
-    open_shared: Opener,
-) -> None:
-    """What the cache can not be told must not stop the worker."""
-    sink = Sink()
-    sink.refuses = {1}
-    cache = Cache(backend=_Broken(), timeout=0.1)
-    strategy = _over(
-        Stage("plain", open_shared), sink, cache, batch=5, stop=stop_after_attempt(1)
-    )
-    strategy.put_many({n: n for n in range(4)})
-    flushed = strategy.flush(10)
-    assert (flushed.applied, flushed.parked, flushed.left) == (3, 1, 0)
-    assert sink.rows == {0: 0, 2: 2, 3: 3}
-    assert cache.stats().pending_invalidations > 0
-    cache.close(timeout=1)
-
-
 def test_a_sink_object_gets_operations_with_versions_that_grow(embedded: Stage) -> None:
     seen: list[Op] = []
 
@@ -487,7 +302,7 @@ def test_counts_show_what_waits_and_what_was_parked(embedded: Stage) -> None:
     stage, sink = embedded, Sink()
     sink.refuses = {1}
     cache = stage.open()
-    strategy = _over(stage, sink, cache, stop=stop_after_attempt(1))
+    strategy = over(stage, sink, cache, stop=stop_after_attempt(1))
 
     async def body() -> None:
         face = stage.face(strategy)
@@ -538,18 +353,3 @@ def test_concurrent_puts_of_one_key_end_alike_in_cache_and_source() -> None:
         shown = strategy.get_many(range(5))
         assert strategy.flush(10).complete
         assert rows.rows == shown
-
-
-def _ten_milliseconds() -> Any:
-    from tenacity import wait_fixed
-
-    return wait_fixed(0.01)
-
-
-class _Broken:
-    """A backend that can not be reached."""
-
-    name, shared, bus, log = "broken", True, None, None
-
-    def open(self, world: Any) -> Any:
-        raise ConnectionError("nobody there")

@@ -96,7 +96,6 @@ def test_leaving_and_boarding_at_once_never_removes_a_flight_of_another() -> Non
 
     _together(churn, churn, churn, detach)
     assert not wrong
-    assert len(table) == 0
 
 
 def test_a_tag_detaches_flights_that_carry_it_and_those_whose_tags_are_unknown() -> None:
@@ -327,11 +326,11 @@ def test_a_circle_is_seen_along_any_number_of_waits() -> None:
     token = led.set((a,))
     try:
         assert not closes_circle(b)
-        b.waits_for = c
+        b.waits_for = [c]
         assert not closes_circle(b)
-        c.waits_for = a
+        c.waits_for = [a]
         assert closes_circle(b)
-        c.waits_for = b  # a circle of others is theirs to break
+        c.waits_for = [b]  # a circle of others is theirs to break
         assert not closes_circle(b)
         assert not closes_circle(elsewhere)
     finally:

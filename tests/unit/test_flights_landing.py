@@ -180,11 +180,6 @@ def test_two_async_functions_that_call_each_other_do_not_hang() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=TimeoutError,
-    reason="a flight remembers one wait: the end of a second one hides the first from the search",
-)
 def test_a_circle_through_one_of_several_waits_is_seen() -> None:
     async def main() -> None:
         cache = cachekit.Cache()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cachekit.core import near as near_module
+from cachekit.core import tag_clock as tag_clock_module
 from cachekit.core.entry import Verdict
 from cachekit.core.near import Near
 from cachekit.core.place import Place, Table
@@ -76,7 +76,7 @@ def test_a_function_that_can_not_carry_a_tag_pays_nothing_for_it() -> None:
 def test_tags_forgotten_for_want_of_room_cost_misses_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(near_module, "MAX_TAGS_REMEMBERED", 8)
+    monkeypatch.setattr(tag_clock_module, "MAX_TAGS_REMEMBERED", 8)
     near, table, _ = _near()
     values = {n: 0 for n in range(6)}
     for step in range(400):
@@ -90,17 +90,17 @@ def test_tags_forgotten_for_want_of_room_cost_misses_and_nothing_else(
             values[number] += 1
             near.kill_tags([f"n{number}"])
         near.kill_tags([f"noise{step}"])
-        assert len(near._last) <= 8
+        assert len(near._clocked._last) <= 8
 
 
 def test_a_load_from_before_the_forgetting_fills_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_module, "MAX_TAGS_REMEMBERED", 4)
+    monkeypatch.setattr(tag_clock_module, "MAX_TAGS_REMEMBERED", 4)
     near, table, _ = _near()
     seq = near.seq
     near.kill_tags(["mine"])
     for step in range(10):
         near.kill_tags([f"noise{step}"])
-    assert "mine" not in near._last
+    assert "mine" not in near._clocked._last
     assert not near.store(table.place((1,)), "old", LONG, tags=("mine",), seq=seq)
 
 
@@ -127,9 +127,9 @@ class Watched(OrderedDict[str, int]):
 def test_at_no_moment_does_an_invalidated_tag_look_valid_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(near_module, "MAX_TAGS_REMEMBERED", 4)
+    monkeypatch.setattr(tag_clock_module, "MAX_TAGS_REMEMBERED", 4)
     near, table, _ = _near()
-    near._last = watched = Watched()
+    near._clocked._last = watched = Watched()
     place = table.place((1,))
     near.store(place, "old", LONG, tags=("t",), seq=near.seq)
     near.kill_tags(["t"])

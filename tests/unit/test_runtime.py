@@ -153,7 +153,12 @@ def test_background_tasks_of_a_loop_are_bounded_and_settled() -> None:
         accepted = [world.spawn(work, "test") for _ in range(BACKGROUND_LIMIT + 5)]
         assert accepted.count(True) == BACKGROUND_LIMIT
         gate.set()
-        await world.settle()
+        await world.settle(WAIT)
+        assert len(done) == BACKGROUND_LIMIT
+        gate.clear()
+        world.spawn(work, "hangs")
+        await asyncio.sleep(0)
+        await world.settle(0.01)  # what takes longer is cancelled
         assert len(done) == BACKGROUND_LIMIT
         assert not world._tasks
 
@@ -261,7 +266,9 @@ def test_a_forked_child_hits_loads_and_refreshes_on_its_own(clock: Any) -> None:
     def child() -> bool:
         if clock == "coarse" and cache.parts.clock.now != float("inf"):
             return False  # its ticker did not come along: nothing may look fresh for ever
-        ok = load(1) == 1 and load(2) == 2 and loads == [1, 2]
+        ok = [load(1), load(2), load(1), load(2)] == [1, 2, 1, 2]
+        # At most one load a key of the child's own: the second reads were hits.
+        ok = ok and loads.count(1) <= 2 and loads.count(2) == 1 and load.cache_info().hits >= 2
         done = threading.Event()
         return ok and cache.parts.runtime.background(done.set) and done.wait(3)
 
@@ -287,7 +294,6 @@ def test_a_load_under_way_in_the_parent_does_not_hold_up_the_child() -> None:
     thread.join()
 
 
-@pytest.mark.xfail(strict=True, reason="nothing renews the near tier's lock in a forked child")
 def test_a_fill_under_way_in_the_parent_does_not_lock_the_child_out() -> None:
     cache, gate, entered = cachekit.Cache(), threading.Event(), threading.Event()
     load = cache.cached(lambda x: x)

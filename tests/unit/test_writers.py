@@ -14,7 +14,7 @@ def test_while_a_writer_is_at_work_no_load_fills_and_he_alone_may() -> None:
     assert writers.may_fill("k", "w")
     assert not writers.may_fill("k", "other")
     assert writers.may_fill("free", None)
-    writers.end(["k"], "w")
+    writers.end("k", "w")
     assert writers.may_fill("k", None)
     assert not writers.may_fill("k", "w")
 
@@ -25,10 +25,10 @@ def test_two_writers_contest_each_other_until_the_last_has_ended() -> None:
     writers.seize(["k"], "b", 30)
     assert not writers.may_fill("k", "a")
     assert not writers.may_fill("k", "b")
-    writers.end(["k"], "a")
+    writers.end("k", "a")
     assert not writers.may_fill("k", "b")  # he was not alone from beginning to end
     assert not writers.may_fill("k", None)
-    writers.end(["k"], "b")
+    writers.end("k", "b")
     assert writers.may_fill("k", None)
 
 
@@ -61,7 +61,7 @@ def test_who_comes_back_after_his_block_expired_only_contests_his_successor() ->
     writers.seize(["k"], "late", 1)
     clock.advance(1)
     writers.seize(["k"], "next", 10)
-    writers.end(["k"], "late")
+    writers.end("k", "late")
     assert not writers.may_fill("k", None)
     assert not writers.may_fill("k", "next")
 
