@@ -18,9 +18,9 @@ from .errors import ConfigurationError
 from .functions import Call, Function, Options, label, refuse_generators
 from .protocols import Codec
 from .runtime import AnyWorld, drive
+from .strategies.job import Recipe
 from .strategies.many import peek_many, read_many
 from .strategies.parts import HasParts, Parts, codec_for
-from .strategies.reader import Recipe
 from .strategies.write_back import WriteBack
 
 

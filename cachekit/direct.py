@@ -14,9 +14,9 @@ from .core.policy import Policy, Span, Ttl
 from .errors import BackendError, CodecError
 from .packing import Right
 from .runtime import AnyWorld
+from .strategies.job import Job, Recipe
 from .strategies.many import peek_many, read_many
 from .strategies.parts import Parts
-from .strategies.reader import Job, Recipe
 from .strategies.source import call
 
 
@@ -217,7 +217,7 @@ class Direct:
 
     def _labels(self, tags: Iterable[str]) -> tuple[str, ...]:
         given = _listed(tags, "tags")
-        return tuple(dict.fromkeys(keytext.check_text(tag, "a tag") for tag in given))
+        return tuple(dict.fromkeys(keytext.tag_name(tag) for tag in given))
 
 
 def _listed(given: Iterable[str], what: str) -> list[str]:

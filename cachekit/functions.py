@@ -20,9 +20,9 @@ from .errors import ConfigurationError
 from .protocols import Codec
 from .runtime import AnyWorld
 from .strategies.discovery import Discovery
+from .strategies.job import Job, Recipe
 from .strategies.many import peek_many
 from .strategies.parts import Parts
-from .strategies.reader import Job, Recipe
 
 
 class CacheInfo(NamedTuple):
@@ -234,7 +234,7 @@ class Function:
 
     def _tags_of_result(self, value: Any) -> list[str]:
         if self._discover is not None:
-            return [keytext.check_text(t, f"{self.name}: a tag") for t in self._discover(value)]
+            return [keytext.tag_name(t) for t in self._discover(value)]
         return [label(t, {"result": value}) for t in self._result_templates]
 
     def tags_of(self, call: Call) -> tuple[str, ...]:
@@ -368,7 +368,7 @@ def label(template: Template, scope: dict[str, Any]) -> str:
     """The tag a template gives in a scope of names."""
     # Fields are checked names, see templates. A list: a generator would turn StopIteration.
     values = [eval(field, {"__builtins__": {}}, dict(scope)) for field in template.fields]
-    return template.label(tuple(values))
+    return keytext.tag_name(template.label(tuple(values)))
 
 
 def refuse_generators(fn: Callable[..., Any]) -> None:

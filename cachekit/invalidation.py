@@ -192,6 +192,8 @@ class Invalidator:
                     wait = min(wait * 2, 1.0)
         finally:
             self._replaying.release()
+        if len(self.pending) and not self._closed.is_set():
+            self.postpone(())  # it came after the last look and took this thread for at work
 
     def reset_after_fork(self) -> None:
         """The child replays what was pending by itself, at its next call."""

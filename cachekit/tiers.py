@@ -83,7 +83,7 @@ class Far:
             world,
             "read",
             deadline,
-            lambda s: s.slots.read(names, [physical(t) for t in asked], deadline),
+            lambda s: s.slots.read(names, asked, deadline),
         )
         nonces = dict(zip(asked, reading.nonces, strict=True))
         opened = [
@@ -97,7 +97,7 @@ class Far:
                 world,
                 "read",
                 deadline,
-                lambda s: s.slots.read([], [physical(t) for t in more], deadline),
+                lambda s: s.slots.read([], more, deadline),
             )
             nonces.update(zip(more, second.nonces, strict=True))
         found = [
@@ -204,7 +204,7 @@ class Far:
             known = {tag: found.nonces.get(tag) for tag in tags}
             if all(known.values()):
                 return Right(token, found.space, known)  # type: ignore[arg-type]  # no None left
-        names = [physical(tag) for tag in tags]
+        names = list(tags)
         life = None if ttl is None or ttl > NONCE_TTL / 2 else NONCE_TTL
         answer = await self._use(
             world,
@@ -249,7 +249,7 @@ class Far:
             world,
             "read",
             deadline,
-            lambda s: s.slots.read([physical(key)], [physical(t) for t in tags], deadline),
+            lambda s: s.slots.read([physical(key)], tags, deadline),
         )
         return reading.spaces[0] == right.space and reading.nonces == [
             right.nonces[t] for t in tags
@@ -291,7 +291,7 @@ class Far:
         await self._use(world, "void", deadline, lambda s: s.slots.void(names, deadline))
 
     async def drop_tags(self, world: AnyWorld, tags: Sequence[str], deadline: Deadline) -> None:
-        names = [physical(tag) for tag in tags]
+        names = list(tags)
         await self._use(world, "drop_tags", deadline, lambda s: s.slots.drop_tags(names, deadline))
 
     async def drop_space(self, world: AnyWorld, deadline: Deadline) -> None:

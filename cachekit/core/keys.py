@@ -228,3 +228,8 @@ def check_text(value: Any, what: str) -> str:
     if not value:
         raise ValueError(f"{what} must not be empty")
     return value if type(value) is str else str(value)
+
+
+def tag_name(text: Any) -> str:
+    """The name of a tag everywhere inside: as :func:`physical`. Done once, where a tag is made."""
+    return physical(check_text(text, "a tag"))

@@ -7,15 +7,13 @@ directly. Everything that changes a shelf happens here, under one lock, on the m
 Freshness inside the process: a fill is refused when its flight was detached, when a writer's
 block stands, or when one of its tags was invalidated after the load began. Code that can run
 while the lock is held (finalisers, ``__eq__`` of a user's key) finds the tier busy and is
-passed by; invalidations that arrive so are carried out before the lock is let go.
+passed by; invalidations that arrive so are carried out just after the lock is let go.
 """
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Hashable, Iterable, MutableMapping
 from typing import Any
 
 from .entry import INF, Entry, Extra, LooseEntry, Verdict, judge
@@ -23,6 +21,7 @@ from .flights import Flight
 from .place import Place, Shelf, Table
 from .policy import Span
 from .s3fifo import S3Fifo
+from .section import Section
 from .tag_clock import TagClock
 from .writers import Writers
 
@@ -49,16 +48,13 @@ class Near:
         self.max_weight = max_weight
         self.weigh = weigh
         self.mapping = mapping
-        self.lock = threading.RLock()
+        self._section = Section()
         self.live = 0
         self.weight = 0.0
         self.refused = 0
         self.writers = Writers(clock)
         self._clocked = TagClock()
         self._texts: dict[str, Entry] = {}
-        self._busy = False
-        self._deferred: list[Callable[[], None]] = []
-        self._garbage: list[Entry] = []
         self._queue = S3Fifo(max_entries, _is_alive, _fold)
         self._tables: weakref.WeakSet[Table] = weakref.WeakSet()
         self.buried: list[Shelf] = []  # shelves of dead instances; emptied at the next fill
@@ -75,7 +71,7 @@ class Near:
         if self.mapping is None:
             entry = self._entry(place)
         else:
-            with self._section() as free:
+            with self._section as free:
                 entry = self._entry(place) if free else None
         if entry is None:
             return Verdict.MISS, None
@@ -91,14 +87,12 @@ class Near:
 
     def enlist(self, table: Table) -> None:
         """Make a function's table part of this tier."""
-        with self.lock:
+        with self._section:
             self._tables.add(table)
 
     def reset_after_fork(self) -> None:
         """In a forked child: nothing is held, and nothing that may be half done is kept."""
-        self.lock = threading.RLock()
-        self._busy = False
-        self._deferred, self._garbage, self.buried = [], [], []
+        self._section, self.buried = Section(), []
         self.writers = Writers(self.clock)
         for table in list(self._tables):
             table.reset_after_fork()
@@ -109,7 +103,7 @@ class Near:
         self.live, self.weight = 0, 0.0
 
     def all_tables(self) -> list[Table]:
-        with self.lock:
+        with self._section:
             return list(self._tables)
 
     def _entry(self, place: Place) -> Entry | None:
@@ -162,7 +156,7 @@ class Near:
             weight = float(self.weigh(value)) if self.weigh is not None else 0.0
         except Exception:  # the user's function does not take this value: it is not kept
             weight = INF
-        with self._section() as free:
+        with self._section as free:
             if not free:
                 return False
             if (
@@ -253,10 +247,10 @@ class Near:
 
     def kill(self, places: Iterable[Place]) -> None:
         """Invalidate: the entries go, blocks become contested. Final when this returns."""
-        with self._section() as free:
+        with self._section as free:
             if not free:
                 kept = list(places)
-                self._deferred.append(lambda: self.kill(kept))
+                self._section.defer(lambda: self.kill(kept))
                 return
             for place in places:
                 self.writers.contest(place.ident)
@@ -264,10 +258,10 @@ class Near:
 
     def kill_tags(self, tags: Collection[str]) -> None:
         """Invalidate every entry that carries one of the tags: O(number of functions)."""
-        with self._section() as free:
+        with self._section as free:
             if not free:
                 kept = list(tags)
-                self._deferred.append(lambda: self.kill_tags(kept))
+                self._section.defer(lambda: self.kill_tags(kept))
                 return
             self._clocked.invalidate(tags)
             for table in self._tables:
@@ -276,9 +270,9 @@ class Near:
 
     def kill_table(self, table: Table) -> None:
         """Drop all entries of one function."""
-        with self._section() as free:
+        with self._section as free:
             if not free:
-                self._deferred.append(lambda: self.kill_table(table))
+                self._section.defer(lambda: self.kill_table(table))
                 return
             for shelf in table.shelves():
                 self._empty(shelf)
@@ -289,9 +283,9 @@ class Near:
 
     def clear(self) -> None:
         """Drop everything; blocks become contested."""
-        with self._section() as free:
+        with self._section as free:
             if not free:
-                self._deferred.append(self.clear)
+                self._section.defer(self.clear)
                 return
             self._clocked.invalidate_all()
             self.writers.contest_all()
@@ -308,17 +302,17 @@ class Near:
 
     def seize(self, places: Iterable[Place], writer: object, lease: float) -> None:
         """Block the places for a writer: their entries go, and no load may fill them."""
-        with self._section() as free:
+        with self._section as free:
             for place in places:
                 self.writers.seize([place.ident], writer, lease)
                 if free:
                     self._kill(place)
                 else:
-                    self._deferred.append(lambda place=place: self.kill([place]))  # type: ignore[misc]  # lambda default
+                    self._section.defer(lambda place=place: self.kill([place]))  # type: ignore[misc]  # lambda default
 
     def end(self, places: Iterable[Place], writer: object) -> None:
         """The writer is done with the places."""
-        with self._section() as free:
+        with self._section as free:
             for place in places:
                 if not self.writers.end(place.ident, writer) and free:
                     # Its block had run out: a load may have filled in between.
@@ -326,7 +320,7 @@ class Near:
 
     def touch(self, place: Place, span: Span) -> bool:
         """Give a live entry a new span from now; False if it is gone."""
-        with self._section() as free:
+        with self._section as free:
             entry = self._entry(place) if free else None
             if entry is None or entry.deadline == -INF or not self._tags_hold(entry):
                 return False
@@ -341,7 +335,7 @@ class Near:
 
     def postpone(self, place: Place, seconds: float) -> None:
         """Serve a stale value as if fresh for a while: its refresh failed, the source may rest."""
-        with self._section() as free:
+        with self._section as free:
             entry = self._entry(place) if free else None
             if entry is not None and entry.deadline != -INF and entry.extra is not None:
                 entry.deadline = min(self.clock() + seconds, entry.extra.expires)
@@ -369,7 +363,7 @@ class Near:
         self.live -= 1
         shelf.table.tally.hits += entry.uses
         entry.uses = 0.0
-        self._garbage.append(entry)
+        self._section.garbage.append(entry)
 
     def _empty(self, shelf: Shelf) -> None:
         for home in (shelf.hot, shelf.side):
@@ -379,29 +373,6 @@ class Near:
     def _bury(self) -> None:
         while self.buried:
             self._empty(self.buried.pop())
-
-    # -- the lock -------------------------------------------------------------------------
-
-    @contextmanager
-    def _section(self) -> Iterator[bool]:
-        """The lock, and whether the tier is free (False: entered again by the same thread)."""
-        with self.lock:
-            if self._busy:
-                yield False
-                return
-            self._busy = True
-            try:
-                yield True
-            finally:
-                self._busy = False
-                garbage, self._garbage = self._garbage, []
-        # Values die outside the lock: their finalisers may call anything.
-        del garbage
-        while self._deferred:
-            try:
-                self._deferred.pop(0)()
-            except IndexError:
-                return
 
 
 def _is_alive(entry: Entry) -> bool:

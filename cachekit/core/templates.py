@@ -59,6 +59,8 @@ class Template:
 
     def may_give(self, text: str) -> bool:
         """Whether some values could give this text; True when in doubt."""
+        if "%" in text or "~" in text:  # an escaped or hashed name
+            return True
         return text.startswith(self.literals[0]) and text.endswith(self.literals[-1])
 
     def _join(self, encoded: list[str]) -> str:

@@ -18,9 +18,9 @@ from ..protocols import Codec
 from ..runtime import AnyWorld, drive
 from .aio import CLOSE_TIMEOUT, AsyncStrategy
 from .discovery import Discovery
+from .job import Job, Recipe
 from .many import read_many
 from .parts import HasParts, Parts, codec_for
-from .reader import Job, Recipe
 from .source import Source
 from .writer import Target, Written
 
@@ -173,7 +173,7 @@ class Strategy:
         if value is None:
             return []
         if self._discover is not None:
-            return [keytext.check_text(t, "a tag") for t in self._discover(value)]
+            return [keytext.tag_name(t) for t in self._discover(value)]
         scope = {**(known or {}), "value": value, "result": value}
         return [_label(t, scope) for t in self._result_tags if set(t.names) <= set(scope)]
 
@@ -370,7 +370,7 @@ def _label(template: Template, scope: Mapping[str, Any]) -> str:
         eval(field, {"__builtins__": {}}, dict(scope))  # fields are checked names, see templates
         for field in template.fields
     )
-    return template.label(values)
+    return keytext.tag_name(template.label(values))
 
 
 def _reader_of(name: str, template: Template) -> Callable[[Any], tuple[Any, ...]]:

@@ -18,7 +18,7 @@ from ..runtime import AnyWorld, Runtime
 from ..tiers import Far
 
 if TYPE_CHECKING:
-    from .reader import Job, Recipe
+    from .job import Job, Recipe
 
 
 REMEMBER_LONGER = 60.0

@@ -15,7 +15,8 @@ from ..packing import Found, Right
 from ..runtime import AnyWorld
 from ..tiers import Far
 from .filling import Ready
-from .reader import Job, Reader, Recipe, nonce_life
+from .job import Job, Recipe, nonce_life
+from .reader import Reader
 
 # Loads these positions; the outcome's value is {position: value}, absent ones left out.
 LoadMany = Callable[[AnyWorld, Sequence[int]], Awaitable[Outcome]]

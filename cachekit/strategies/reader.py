@@ -6,53 +6,29 @@ loader raises is an :class:`Outcome`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 from ..core.deadline import Deadline
 from ..core.entry import MISSING, Entry, Verdict
 from ..core.flights import Flight, closes_circle, led
 from ..core.near import Near
 from ..core.outcome import Outcome
-from ..core.place import Place, Tally
-from ..core.policy import Policy, Span
+from ..core.place import Place
+from ..core.policy import Span
 from ..errors import BackendError, LoadTimeoutError, ReentryError
 from ..invalidation import Invalidator
 from ..observe import Meter
 from ..packing import Found, Right
-from ..protocols import Codec, SlotState
+from ..protocols import SlotState
 from ..runtime import AnyWorld, Runtime
 from ..tiers import Far
-from .discovery import Discovery
 from .filling import Filler
+from .job import Job, nonce_life
 
 TRIES = 4
 POLL_FIRST = 0.01
 POLL_MOST = 0.25
 BACK_OFF = 1.0
-
-
-@dataclass(slots=True)
-class Recipe:
-    """What is cached and how: shared by all keys of a function or strategy."""
-
-    name: str
-    policy: Policy
-    codec: Codec
-    tally: Tally
-    discovery: Discovery | None = None  # tags known only from the result
-    copy: Callable[[Any], Any] | None = None  # hands out copies
-
-
-@dataclass(slots=True)
-class Job:
-    """One read: where the key lives, its tags, and how to load it."""
-
-    recipe: Recipe
-    place: Place
-    load: Callable[[AnyWorld], Awaitable[Outcome]]
-    tags: tuple[str, ...] = ()
 
 
 class Reader:
@@ -412,7 +388,3 @@ class Reader:
         if keep:
             return Outcome()  # another process refreshes
         return await self._load_and_fill(world, job, flight, seq, None)
-
-
-def nonce_life(policy: Policy) -> float | None:
-    return None if policy.ttl is None or callable(policy.ttl) else policy.ttl + policy.grace

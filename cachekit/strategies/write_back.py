@@ -279,6 +279,8 @@ class WriteBack(Strategy):
 def _distinct(ops: Sequence[Op]) -> list[list[Op]]:
     """The batch in parts without equal ids: 1, True and 1.0 are three keys here, yet one to a
     mapping, and the last accepted must be written last."""
+    if len({op.id for op in ops}) == len(ops):
+        return [list(ops)]
     parts: list[list[Op]] = []
     seen: set[Any] = set()
     for op in sorted(ops, key=lambda op: op.version):

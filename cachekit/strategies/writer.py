@@ -22,7 +22,7 @@ from ..packing import Right
 from ..runtime import AnyWorld, Runtime
 from ..tiers import Far
 from .filling import Filler
-from .reader import Recipe
+from .job import Recipe
 
 # PEP 249: "an unexpected disconnect occurs, ... a transaction could not be processed": such an
 # error says nothing about whether the write landed. Known by name, whatever the driver.

@@ -312,9 +312,12 @@ def test_a_missing_client_library_is_told_with_the_exact_pip_line(
         if name.split(".")[0] == client or name.startswith("cachekit.backends"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(
-        MissingDependencyError, match=rf"pip install ['\"]?cachekit-strategies\[{extra}\]"
-    ), Cache(url) as cache:
+    with (
+        pytest.raises(
+            MissingDependencyError, match=rf"pip install ['\"]?cachekit-strategies\[{extra}\]"
+        ),
+        Cache(url) as cache,
+    ):
         cache.get("k")
 
 

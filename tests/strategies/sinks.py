@@ -22,7 +22,7 @@ class Sink:
         self.down: BaseException | None = None
         self.gate: Gate | None = None
 
-    def write(self, values: Mapping[Any, Any]) -> dict[Any, str] | None:
+    def write(self, values: Mapping[Any, Any]) -> dict[Any, ValueError] | None:
         self.batches.append(dict(values))
         gate, self.gate = self.gate, None
         if gate is not None:
@@ -33,7 +33,7 @@ class Sink:
         if bad and not self.names:
             raise ValueError(f"constraint violated by {sorted(bad)}")
         self.rows.update({id: value for id, value in values.items() if id not in bad})
-        return {id: f"row {id} refused" for id in bad} if bad else None
+        return {id: ValueError(f"row {id} refused") for id in bad} if bad else None
 
 
 def over(stage: Stage, sink: Sink, cache: Cache | None = None, **options: Any) -> WriteBack:

@@ -16,7 +16,7 @@ import hiredis
 
 from cachekit.backends.redis import RedisBackend
 from cachekit.errors import BackendError
-from cachekit.protocols import Item
+from cachekit.protocols import Asking, Filling, Item
 from cachekit.runtime import AnyWorld, Runtime, drive
 
 BUDGET = 0.2
@@ -35,6 +35,8 @@ VERBS: dict[str, Verb] = {
     "renew": lambda s, d: s.slots.renew("k", ID, 5, d),
     "fill": lambda s, d: s.slots.fill("k", ID, b"v", 5, d),
     "release": lambda s, d: s.slots.release("k", ID, d),
+    "acquire_many": lambda s, d: s.slots.acquire_many([Asking("k", ID)], 5, d),
+    "fill_many": lambda s, d: s.slots.fill_many([Filling("k", ID, b"v", 5)], d),
     "put": lambda s, d: s.slots.put("k", ID, b"v", 5, d),
     "void": lambda s, d: s.slots.void(["k"], d),
     "seize": lambda s, d: s.slots.seize(["k"], ID, 5, d),

@@ -152,7 +152,7 @@ class RedisStore:
     async def acquire_many(
         self, asked: Sequence[Asking], lease: float, deadline: Deadline
     ) -> list[Grant]:
-        with Verb("acquire", deadline, [ask.key for ask in asked]) as verb:
+        with Verb("acquire_many", deadline, [ask.key for ask in asked]) as verb:
             px = b"%d" % milliseconds(lease)
             args = [(ask.token, px, ask.over, b"0") for ask in asked]
             replies = await self._each(scripts.ACQUIRE, [a.key for a in asked], args, verb.until)
@@ -164,7 +164,7 @@ class RedisStore:
             ]
 
     async def fill_many(self, fills: Sequence[Filling], deadline: Deadline) -> list[bool]:
-        with Verb("fill", deadline, [fill.key for fill in fills]) as verb:
+        with Verb("fill_many", deadline, [fill.key for fill in fills]) as verb:
             args = [(f.token, expiry(f.ttl), ENTRY + f.token + f.data) for f in fills]
             replies = await self._each(scripts.FILL, [f.key for f in fills], args, verb.until)
             return [reply == 1 for reply in replies]
