@@ -55,10 +55,7 @@ class Caller:
         self, plain: Callable[[], Any], asynchronous: Callable[[], Any]
     ) -> tuple[Any, float]:
         began = time.monotonic()
-        if self.runner is None:
-            value = plain()
-        else:
-            value = self.runner.run(asynchronous())
+        value = plain() if self.runner is None else self.runner.run(asynchronous())
         return value, time.monotonic() - began
 
     def load(self, key: str) -> tuple[Any, float]:

@@ -3,6 +3,7 @@ names go the round trip or are refused, and a ttl means one thing everywhere."""
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import math
 import uuid
@@ -14,9 +15,10 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from stage import Opener, Stage, manual_runtime
+from stage import Opener, Stage, manual_runtime, opener_for
 
 from cachekit import MISSING, Cache
+from cachekit.runtime import Runtime
 from cachekit.testing.clock import ManualClock
 
 
@@ -33,9 +35,11 @@ class Point:
 
 VALUES: list[Any] = [
     None, True, False, 0, -1, 2**70, -0.0, 0.1, math.inf, -math.inf, "", "ä\x00\U0001f600", b"",
-    b"\xff\x00", [], [1, [2, [3]]], (), (1, (2, "3")), {}, {"a": {"b": None}}, {1: "int", "1": "str"},
-    {(1, 2): "tuple key"}, set(), {1, 2}, frozenset({"a"}), Decimal("1.10"), uuid.UUID(int=5),
-    datetime(2024, 2, 29, 12, 30, tzinfo=UTC), datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=5))),
+    b"\xff\x00", [], [1, [2, [3]]], (), (1, (2, "3")), {}, {"a": {"b": None}},
+    {1: "int", "1": "str"}, {(1, 2): "tuple key"}, set(), {1, 2}, frozenset({"a"}),
+    Decimal("1.10"), uuid.UUID(int=5),
+    datetime(2024, 2, 29, 12, 30, tzinfo=UTC),
+    datetime(2024, 1, 1, tzinfo=timezone(timedelta(hours=5))),
     datetime(2024, 1, 1), date(2024, 2, 29), timedelta(days=-1, microseconds=3),
     {"mixed": [(1, b"x"), {Decimal("0")}, {"deep": (None, -0.0)}]},
 ]  # fmt: skip
@@ -136,8 +140,6 @@ def test_p63_what_can_not_be_given_back_is_returned_uncached_and_counted(
 def test_p64_with_copy_a_changed_result_changes_nothing_for_others(
     open_cache: Opener, asynchronous: bool
 ) -> None:
-    import asyncio
-
     cache = open_cache()
 
     def load(n: int) -> dict[str, list[int]]:
@@ -168,7 +170,8 @@ HOSTILE_PAIRS: list[tuple[Any, Any]] = [
     ((), None), ((1,), 1), ((1, 2), "(1, 2)"), ((1, 2), "1,2"), (((1,), 2), (1, (2,))),
     ((1, (2, 3)), ((1, 2), 3)), ((1, True), (1, 1)), (frozenset({1}), (1,)),
     (frozenset({1}), frozenset({True})), (frozenset({1}), frozenset({"1"})), (Decimal(1), 1),
-    (Decimal("1"), "1"), (uuid.UUID(int=1), str(uuid.UUID(int=1))), (date(2024, 1, 1), "2024-01-01"),
+    (Decimal("1"), "1"), (uuid.UUID(int=1), str(uuid.UUID(int=1))),
+    (date(2024, 1, 1), "2024-01-01"),
     (date(2024, 1, 1), datetime(2024, 1, 1)), ("a b", "a%20b"), ("é", "e\u0301"), ("a\n", "a"),
     ("\x00", ""), ("{0}", "0"), ("a" * 300, "a" * 299), ("a" * 300, "a" * 299 + "b"), ("*", "?"),
     (Colour.RED, "red"), (Colour.RED, "Colour.RED"), (-1, "-1"), (10**30, float(10**30)),
@@ -242,21 +245,13 @@ def test_p66_hostile_keys_and_tags_make_the_round_trip_or_are_refused(stage: Sta
 
 
 @pytest.mark.parametrize("place", ["redis", "memcached", "sqlite"])
-@pytest.mark.parametrize("name", [" ", "a b", "\r\n", "ключ", "*", "{", "}", "x" * 200, "%", ":"])
-def test_p66_hostile_namespaces_are_kept_apart_or_refused(
+@pytest.mark.parametrize("name", [" ", "a b", "\r\n", "ключ", "*", "{", "}", "%", ":", "x" * 150])
+def test_p66_hostile_namespaces_are_kept_apart(
     request: pytest.FixtureRequest, tmp_path: Any, place: str, name: str
 ) -> None:
-    from stage import opener_for
-
-    from cachekit.errors import ConfigurationError
-
     opener = opener_for(place, request, tmp_path)
     base = opener.namespace
-    try:
-        hostile = opener(namespace=base + name)
-    except (ConfigurationError, ValueError) as refused:
-        assert "namespace" in str(refused)
-        return
+    hostile = opener(namespace=base + name)
     neighbour = opener(namespace=base)
     neighbour.set("k", "mine", tags=["t"])
     hostile.set("k", "theirs", tags=["t"])
@@ -324,8 +319,6 @@ def test_p67_zero_none_and_very_long_mean_one_thing(stage: Stage) -> None:
 def test_p67_a_jump_of_the_wall_clock_does_no_harm_inside_a_process(
     open_cache: Opener, jump: float
 ) -> None:
-    from cachekit.runtime import Runtime
-
     clock = ManualClock()
     offset = [0.0]
     wall = lambda: clock() + 1_700_000_000 + offset[0]  # noqa: E731
