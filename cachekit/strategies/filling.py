@@ -37,6 +37,7 @@ class Ready(NamedTuple):
     right: Right
     data: bytes
     grace: float
+    asked: float  # when its nonces were read at the latest: as the load began
 
 
 class Filler:
@@ -90,7 +91,8 @@ class Filler:
         grace: float = 0.0,
         asked: float | None = None,
     ) -> bool:
-        """Fill the near tier. ``asked``: when the far tier was asked for this value, or told."""
+        """Fill the near tier. ``asked``: when the far tier was asked for this value, or for the
+        nonces it is stored with: since then other processes may have invalidated it."""
         age = 0.0 if asked is None else self.runtime.clock() - asked
         near_span = self.near_span(span, grace, age)
         if near_span is None or any(is_dirty(place.ident) for is_dirty in self.dirty):
@@ -203,14 +205,16 @@ class Filler:
         if data is None:
             await self.give_back(world, place, right)
             return False
-        return Ready(place, key, value, span, tags, seq, flight, right, data, recipe.policy.grace)
+        asked = self.runtime.clock() - cost
+        grace = recipe.policy.grace
+        return Ready(place, key, value, span, tags, seq, flight, right, data, grace, asked)
 
     async def store(self, world: AnyWorld, ready: Sequence[Ready]) -> list[bool]:
         """Fill the far tier, then the near one; False where a fill was refused."""
         far = self.far
         if far is None or not ready:
             return []
-        deadline, asked = far.deadline(world), self.runtime.clock()
+        deadline = far.deadline(world)
         try:
             if len(ready) == 1:
                 (r,) = ready
@@ -233,7 +237,7 @@ class Filler:
         for r, well in zip(ready, kept, strict=True):
             if well:
                 self.keep_near(
-                    r.place, r.value, r.span, r.tags, r.seq, r.flight, grace=r.grace, asked=asked
+                    r.place, r.value, r.span, r.tags, r.seq, r.flight, grace=r.grace, asked=r.asked
                 )
             else:
                 self.meter.count("fills_refused")

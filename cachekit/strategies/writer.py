@@ -100,7 +100,7 @@ class Writer:
         lease = recipe.policy.write_lease
         self.near.seize(places, writer, lease)
         self._detach(places)
-        seq = self.near.seq
+        seq, asked = self.near.seq, self.runtime.clock()
         far, rights = self.far, None
         if far is not None:
             try:
@@ -112,7 +112,7 @@ class Writer:
         outcome = await action(world)
         try:
             return await self._finish(
-                world, recipe, targets, outcome, rights, writer, seq, fill=fill, drop=drop
+                world, recipe, targets, outcome, rights, writer, seq, asked, fill=fill, drop=drop
             )
         except BaseException:
             # Cancelled after the source was called: nothing older may stay anywhere.
@@ -128,6 +128,7 @@ class Writer:
         rights: dict[Any, Right | None] | None,
         writer: bytes,
         seq: int,
+        asked: float,
         *,
         fill: bool,
         drop: Sequence[str],
@@ -153,7 +154,7 @@ class Writer:
         elif fill:
             for target in targets:
                 right = rights.get(target.place.ident)
-                await self._commit(world, far, recipe, target, right, writer, seq)
+                await self._commit(world, far, recipe, target, right, writer, seq, asked=asked)
         else:
             await self._end(world, far, keys, writer)
         self._leave(places, writer)
@@ -241,6 +242,8 @@ class Writer:
         right: Right | None,
         writer: bytes,
         seq: int,
+        *,
+        asked: float,
     ) -> None:
         place, key = target.place, target.place.text or ""
         span = self.filler.span(recipe.policy, target.value, 0.0, recipe.name)
@@ -257,14 +260,24 @@ class Writer:
         except BackendError:
             return  # the block stands until it expires
         if kept:
-            self._keep(recipe, target, seq, writer)
+            self._keep(recipe, target, seq, writer, asked=asked)
         else:
             self.meter.count("fills_refused")
 
-    def _keep(self, recipe: Recipe, target: Target, seq: int, writer: bytes) -> None:
+    def _keep(
+        self,
+        recipe: Recipe,
+        target: Target,
+        seq: int,
+        writer: bytes,
+        *,
+        asked: float | None = None,
+    ) -> None:
         span: Span | None = self.filler.span(recipe.policy, target.value, 0.0, recipe.name)
         if span is not None:
-            self.filler.keep_near(target.place, target.value, span, target.tags, seq, None, writer)
+            self.filler.keep_near(
+                target.place, target.value, span, target.tags, seq, None, writer, asked=asked
+            )
 
     async def _end(
         self, world: AnyWorld, far: Far | None, keys: Sequence[str], writer: bytes

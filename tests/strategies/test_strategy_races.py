@@ -5,11 +5,11 @@ Two caches over one backend play two processes; gates put every step where it hu
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from stage import SOURCE_FIRST, STRATEGIES, Gate, Opener, Rows, Stage
+from stage import SOURCE_FIRST, STRATEGIES, Gate, Rows, Stage
+from steps import STEPS
 
 from cachekit import Strategy, WriteThrough
 
@@ -111,61 +111,6 @@ def test_two_writers_of_one_process_leave_what_the_source_holds(embedded: Stage)
     stage.play(body)
 
 
-Step = Callable[[Stage, Strategy, Rows], Awaitable[Any]]
-
-
-async def _put(stage: Stage, strategy: Strategy, rows: Rows) -> None:
-    await stage.face(strategy).put(1, "new")
-    await stage.face(strategy).flush(5)
-
-
-async def _put_many(stage: Stage, strategy: Strategy, rows: Rows) -> None:
-    await stage.face(strategy).put_many({1: "new", 2: "two"})
-    await stage.face(strategy).flush(5)
-
-
-async def _delete(stage: Stage, strategy: Strategy, rows: Rows) -> None:
-    await stage.face(strategy).delete(1)
-    await stage.face(strategy).flush(5)
-
-
-async def _invalidate(stage: Stage, strategy: Strategy, rows: Rows) -> None:
-    rows.rows[1] = "new"
-    await stage.face(strategy).invalidate(1)
-
-
-async def _invalidate_key(stage: Stage, strategy: Strategy, rows: Rows) -> None:
-    rows.rows[1] = "new"
-    await stage.face(strategy._cache).invalidate(keys=[strategy.key(1)])
-
-
-async def _invalidate_tag(stage: Stage, strategy: Strategy, rows: Rows) -> None:
-    rows.rows[1] = "new"
-    await stage.face(strategy._cache).invalidate(tags=["row:1"])
-
-
-async def _invalidate_late_tag(stage: Stage, strategy: Strategy, rows: Rows) -> None:
-    rows.rows[1] = "new"
-    await stage.face(strategy._cache).invalidate(tags=["is:old"])
-
-
-async def _clear(stage: Stage, strategy: Strategy, rows: Rows) -> None:
-    rows.rows[1] = "new"
-    await stage.face(strategy._cache).clear()
-
-
-STEPS: dict[str, Step] = {
-    "put": _put,
-    "put_many": _put_many,
-    "delete": _delete,
-    "invalidate": _invalidate,
-    "invalidate-key": _invalidate_key,
-    "invalidate-tag": _invalidate_tag,
-    "invalidate-discovered-tag": _invalidate_late_tag,
-    "clear": _clear,
-}
-
-
 def _tags(step: str) -> list[str]:
     return ["is:{value}"] if "discovered" in step else ["row:{id}"]
 
@@ -265,6 +210,35 @@ def test_a_read_between_block_and_source_write_fills_nothing(
     stage.play(body)
 
 
+@source_first
+@pytest.mark.parametrize("verb", ["get", "get_many"])
+def test_a_load_that_began_during_a_write_neither_fills_nor_is_joined_after_it(
+    stage: Stage, word: str, verb: str
+) -> None:
+    """It read the old row while the writer was at the source, and lands when that has long gone."""
+    rows = Rows({1: "old"})
+    strategy = stage.make(word, rows, cache=stage.open(), wait=0.05)
+
+    async def body() -> None:
+        face = stage.face(strategy)
+        at_source = rows.gates["store"] = Gate()
+        writing = stage.start(face.put(1, "new"))
+        await stage.reached(at_source)
+        reading = rows.gates["load"] = Gate()
+        late = stage.start(face.get(1) if verb == "get" else face.get_many([1]))
+        await stage.reached(reading)
+        at_source.open()
+        await writing
+        assert await face.get(1) == "new"  # not the flight that is still in the air
+        await face.invalidate(1)
+        reading.open()
+        assert await late == ("old" if verb == "get" else {1: "old"})
+        assert await face.get(1) == "new"
+        assert await face.get_many([1]) == {1: "new"}
+
+    stage.play(body)
+
+
 @pytest.mark.parametrize("step", ["invalidate", "invalidate-tag", "clear"])
 def test_a_writer_that_an_invalidation_overtook_does_not_fill(
     shared_stage: Stage, step: str
@@ -318,19 +292,3 @@ def test_a_background_refresh_that_began_before_a_write_does_not_bring_the_old_v
 
 def _worlds(stage: Stage) -> list[Any]:
     return list(stage.open.caches[0].parts.runtime.worlds())
-
-
-def test_write_back_of_two_processes_shows_everybody_the_flushed_value(open_shared: Opener) -> None:
-    stage, rows = Stage("plain", open_shared), Rows({1: "old"})
-    one, two = (
-        stage.make("write-back", rows, cache=stage.open(coherence="strict"), delay=60)
-        for _ in range(2)
-    )
-    assert [one.get(1), two.get(1)] == ["old", "old"]
-    one.put(1, "one")
-    assert [one.get(1), two.get(1)] == ["one", "old"]
-    assert one.flush(5).complete
-    assert [one.get(1), two.get(1)] == ["one", "one"]
-    two.put(1, "two")
-    assert two.flush(5).complete
-    assert [one.get(1), two.get(1)] == ["two", "two"]
