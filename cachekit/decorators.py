@@ -15,7 +15,7 @@ from .core.place import Place
 from .core.policy import Policy
 from .core.templates import Template, compile_template
 from .errors import ConfigurationError
-from .functions import Call, Function, Options, label, refuse_generators
+from .functions import Call, Function, Options, refuse_generators
 from .protocols import Codec
 from .runtime import AnyWorld, drive
 from .strategies.job import Recipe
@@ -198,11 +198,8 @@ class _Many:
         places, tags = [], []
         for item in items:
             scope = {**bound.arguments, self.item: item}
-            values = tuple(
-                eval(field, {"__builtins__": {}}, scope) for field in self.template.fields
-            )
-            places.append(self.table.place(values))
-            tags.append(tuple(label(t, scope) for t in self.tags))
+            places.append(self.table.place(self.template.read(scope)))
+            tags.append(tuple([t.tag(scope) for t in self.tags]))
         return places, tags
 
     async def read(
@@ -287,11 +284,8 @@ def invalidates(
         usable_keys = [
             t for t in key_templates if own or result is not MISSING or "result" not in t.names
         ]
-        texts = [
-            t.key(tuple(eval(f, {"__builtins__": {}}, scope) for f in t.fields), "key")
-            for t in usable_keys
-        ]
-        return [place_of(text) for text in texts], [label(t, scope) for t in usable]
+        texts = [t.key(t.read(scope), "key") for t in usable_keys]
+        return [place_of(text) for text in texts], [t.tag(scope) for t in usable]
 
     runtime = parts.runtime
     invalidate = parts.invalidator.invalidate

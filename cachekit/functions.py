@@ -235,13 +235,13 @@ class Function:
     def _tags_of_result(self, value: Any) -> list[str]:
         if self._discover is not None:
             return [keytext.tag_name(t) for t in self._discover(value)]
-        return [label(t, {"result": value}) for t in self._result_templates]
+        return [t.tag({"result": value}) for t in self._result_templates]
 
     def tags_of(self, call: Call) -> tuple[str, ...]:
         if not self._tag_templates:
             return ()
         scope = self.scope(call)
-        return tuple(dict.fromkeys([label(t, scope) for t in self._tag_templates]))
+        return tuple(dict.fromkeys([t.tag(scope) for t in self._tag_templates]))
 
     def scope(self, call: Call) -> dict[str, Any]:
         """Parameter names -> values of a call in canonical form."""
@@ -362,13 +362,6 @@ class Function:
         table: Table = self.table
         near = self.parts.near
         return CacheInfo(table.hits(), table.tally.misses, near.max_entries, table.size())
-
-
-def label(template: Template, scope: dict[str, Any]) -> str:
-    """The tag a template gives in a scope of names."""
-    # Fields are checked names, see templates. A list: a generator would turn StopIteration.
-    values = [eval(field, {"__builtins__": {}}, dict(scope)) for field in template.fields]
-    return keytext.tag_name(template.label(tuple(values)))
 
 
 def refuse_generators(fn: Callable[..., Any]) -> None:

@@ -48,14 +48,6 @@ class Pending:
     def reset_after_fork(self) -> None:
         self._lock = threading.Lock()
 
-    def touches(self, keys: Iterable[str], tags: Iterable[str]) -> bool:
-        names = self._names
-        return bool(names) and (
-            SPACE in names
-            or any(("key", key) in names for key in keys)
-            or any(("tag", tag) in names for tag in tags)
-        )
-
     def take(self) -> dict[tuple[str, str], int]:
         with self._lock:
             return dict(self._names)

@@ -326,7 +326,7 @@ class Log(Protocol):
 
 class Sink(Protocol):
     """Writes a batch to the source. Raises to fail the whole batch; or answers a mapping
-    {key: error} of what failed, everything else being applied."""
+    {id: exception} of what failed, everything else being applied."""
 
     def write_many(self, ops: Sequence[Op]) -> Any: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any, Final
@@ -56,6 +56,15 @@ class Template:
         return self._join(
             [_shaped(value, *shape) for value, shape in zip(values, self.shapes, strict=True)]
         )
+
+    def read(self, scope: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The fields' values in a scope of names. What a property raises passes unchanged."""
+        # A list, not a generator: that would turn a user's StopIteration into another error.
+        return tuple([eval(field, {"__builtins__": {}}, dict(scope)) for field in self.fields])
+
+    def tag(self, scope: Mapping[str, Any]) -> str:
+        """The name of the tag this template gives in a scope of names."""
+        return keys.tag_name(self.label(self.read(scope)))
 
     def may_give(self, text: str) -> bool:
         """Whether some values could give this text; True when in doubt."""

@@ -164,7 +164,7 @@ class Strategy:
 
     def _tags(self, id: Any, value: Any = MISSING) -> tuple[str, ...]:
         known = {self._id_name: id}
-        tags = [_label(t, known) for t in self._known_tags]
+        tags = [t.tag(known) for t in self._known_tags]
         if value is not MISSING:
             tags += self._tags_of_value(value, known)
         return tuple(dict.fromkeys(tags))
@@ -175,12 +175,12 @@ class Strategy:
         if self._discover is not None:
             return [keytext.tag_name(t) for t in self._discover(value)]
         scope = {**(known or {}), "value": value, "result": value}
-        return [_label(t, scope) for t in self._result_tags if set(t.names) <= set(scope)]
+        return [t.tag(scope) for t in self._result_tags if set(t.names) <= set(scope)]
 
     def _dropped(self, id: Any, value: Any = None) -> list[str]:
         scope = {self._id_name: id, "value": value, "result": value}
         usable = [t for t in self._drops if value is not None or not set(t.names) & set(_RESULT)]
-        return [_label(t, scope) for t in usable]
+        return [t.tag(scope) for t in usable]
 
     def _job(self, id: Any) -> Job:
         return Job(
@@ -363,14 +363,6 @@ class Strategy:
 def _merged(base: Policy, options: dict[str, Any]) -> Policy:
     made = Policy.make(**options)
     return base.but(**{name: getattr(made, name) for name in options})
-
-
-def _label(template: Template, scope: Mapping[str, Any]) -> str:
-    values = tuple(
-        eval(field, {"__builtins__": {}}, dict(scope))  # fields are checked names, see templates
-        for field in template.fields
-    )
-    return keytext.tag_name(template.label(values))
 
 
 def _reader_of(name: str, template: Template) -> Callable[[Any], tuple[Any, ...]]:
