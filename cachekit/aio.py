@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .core.entry import MISSING, Missing
-from .core.policy import Ttl
+from .core.policy import Duration, Ttl, seconds
 from .direct import Direct
+from .intents import AsyncWriteIntent
 from .runtime import AsyncioWorld
 from .statistics import Stats
 
@@ -84,10 +85,12 @@ class AsyncCache:
         await self.cache.parts.invalidator.clear(self._world)
 
     async def emit(self, event: Any) -> list[str]:
-        tags = self.cache.parts.invalidator.tags_of(event)
-        if tags:
-            await self.invalidate(tags=tags)
-        return tags
+        return await self._direct.emit(self._world, event)
+
+    def write_intent(
+        self, *, keys: Iterable[str] = (), tags: Iterable[str] = (), ttl: Duration = 30.0
+    ) -> AsyncWriteIntent:
+        return AsyncWriteIntent(self.cache.parts, self._direct, keys, tags, seconds(ttl, "ttl"))
 
     def stats(self) -> Stats:
         return self.cache.stats()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar, overload
+from datetime import time, tzinfo
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from . import decorators
 from .aio import AsyncCache
 from .core.entry import MISSING, Missing
 from .core.ops import Flushed
-from .core.policy import Policy, Ttl
+from .core.policy import Duration, Policy, Ttl, seconds
 from .direct import Direct
-from .functions import Options
+from .intents import WriteIntent
 from .protocols import Codec
 from .repository import AsyncRepository, Repository, repository
 from .runtime import Runtime, drive
@@ -29,6 +30,11 @@ from .typing_shapes import (
     WriteBackDecorator,
 )
 from .wiring import build
+
+if TYPE_CHECKING:
+    from .feeds import Feed
+    from .schedules import Schedule, Scheduler
+    from .schedules.scheduler import Names
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,6 +61,7 @@ class Cache:
         self._direct = Direct(self._parts)
         self._aio: AsyncCache | None = None
         self._closed = False
+        self._scheduler: Scheduler | None = None
 
     @classmethod
     def from_env(cls, prefix: str = "CACHEKIT_") -> Cache:
@@ -129,8 +136,10 @@ class Cache:
         decoration, KeyEncodingError at a call whose arguments have no key, ReentryError when a
         load asks for its own key."""
         if fn is not None:
-            return decorators.cached(self._parts, fn, self._policy({}), self._options({}))
-        made = self._options(options)
+            return decorators.cached(
+                self._parts, fn, self._policy({}), decorators.options(self._parts, {})
+            )
+        made = decorators.options(self._parts, options)
         policy = self._policy(options)
         return lambda fn: decorators.cached(self._parts, fn, policy, made)
 
@@ -247,15 +256,75 @@ class Cache:
         drive(self._parts.invalidator.clear(self._threads))
 
     def on(self, event: type, tags_of: Callable[[Any], Iterable[str]]) -> None:
-        """Map a domain event (its class, subclasses included) to the tags it makes outdated."""
-        self._parts.invalidator.on(event, tags_of)
+        """Map a domain event (its class, subclasses included) to the tags it makes outdated.
+
+        Where the backend can carry events (Redis), those that other processes emit are mapped
+        too, from a thread that the first ``on`` starts. An event then needs an exact form as
+        bytes: a dataclass, named tuple, pydantic or attrs model of plain values."""
+        self._parts.events.on(event, tags_of)
 
     def emit(self, event: Any) -> list[str]:
-        """Invalidate the tags of an event; gives them."""
-        tags = self._parts.invalidator.tags_of(event)
-        if tags:
-            self.invalidate(tags=tags)
-        return tags
+        """Invalidate the tags of an event, and tell the other processes; gives the tags.
+
+        Raises InvalidationFailed when the far tier could not be told."""
+        return drive(self._direct.emit(self._threads, event))
+
+    def write_intent(
+        self, *, keys: Iterable[str] = (), tags: Iterable[str] = (), ttl: Duration = 30.0
+    ) -> WriteIntent:
+        """Around a transaction of your own: ``with cache.write_intent(tags=["user:7"]): ...``.
+
+        From its beginning to its end the keys, and everything with one of the tags, are cached by
+        nobody; what was cached is gone. Whoever dies inside costs misses for ``ttl`` seconds,
+        never an old value; ``ttl`` must be longer than the transaction can take. An exception
+        that says nothing about the commit (a timeout, a lost connection, cancellation) leaves
+        the keys blocked for ``ttl``; any other means that nothing was written. Where the far
+        tier is away: the transaction runs, its end is told later (``pending`` is true
+        afterwards); ``strict=True`` raises before it."""
+        return WriteIntent(self._parts, self._direct, keys, tags, seconds(ttl, "ttl"))
+
+    def schedule(
+        self,
+        *,
+        keys: Names = (),
+        tags: Names = (),
+        everything: bool = False,
+        every: Duration | None = None,
+        at: str | time | None = None,
+        cron: str | None = None,
+        tz: str | tzinfo | None = None,
+        name: str | None = None,
+    ) -> Schedule:
+        """Invalidate keys, tags or the whole namespace at planned times, once for all processes
+        that share the far tier: by exactly one of ``every`` ("10m", counted from 1970 UTC),
+        ``at`` ("03:00", daily) and ``cron`` ("0 3 * * MON"; needs the extra ``schedule``), the
+        last two in ``tz`` (default UTC). More: :meth:`cachekit.schedules.Scheduler.add`."""
+        from .schedules import Scheduler  # few caches plan anything
+
+        with self._parts.runtime.once:
+            if self._scheduler is None:
+                self._scheduler = Scheduler(self._parts, self._carry_out)
+        return self._scheduler.add(
+            keys=keys,
+            tags=tags,
+            everything=everything,
+            every=every,
+            at=at,
+            cron=cron,
+            tz=tz,
+            name=name,
+        )
+
+    def _carry_out(self, keys: list[str], tags: list[str], everything: bool) -> None:
+        if everything:
+            self.clear()
+        else:
+            self.invalidate(keys=keys, tags=tags)
+
+    def follow(self, feed: Feed) -> Callable[[], None]:
+        """Let an event source invalidate, such as
+        :func:`cachekit.feeds.sqlalchemy.session_feed`; gives the function that ends it."""
+        return feed.attach(self)
 
     # -- life -----------------------------------------------------------------------------
 
@@ -292,7 +361,13 @@ class Cache:
         parts = self._parts
         for strategy in list(parts.closers):
             strategy.close(timeout)
+        if self._scheduler is not None:
+            self._scheduler.close()
         parts.invalidator.close()
+        parts.events.close()
+        if parts.reader.keeper is not None:
+            parts.reader.keeper.close()
+        parts.coherence.close()
         parts.runtime.close()
         if parts.coarse:
             parts.clock.stop()
@@ -317,18 +392,6 @@ class Cache:
         given = {k: v for k, v in options.items() if v is not MISSING}
         made = Policy.make(**given)
         return self._parts.policy.but(**{name: getattr(made, name) for name in given})
-
-    def _options(self, options: dict[str, Any]) -> Options:
-        """Take what is ``cached``'s own out of the options; the rest is policy."""
-        names = ("key", "tags", "name", "version", "ignore", "condition", "copy")
-        known = {*names, "codec", "stats", *Policy.__dataclass_fields__}
-        unknown = sorted(set(options) - known)
-        if unknown:
-            raise TypeError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}")
-        own = {name: options.pop(name) for name in names if name in options}
-        codec = self._parts.codec_of(options.pop("codec", None))
-        count = options.pop("stats", None) or self._parts.count
-        return Options(codec=codec, count=count, **own)
 
 
 __all__ = ["MISSING", "AsyncCached", "Cache", "Cached"]

@@ -24,6 +24,21 @@ from .strategies.parts import HasParts, Parts, codec_for
 from .strategies.write_back import WriteBack
 
 
+def options(parts: Parts, given: dict[str, Any]) -> Options:
+    """Take what is ``cached``'s own out of the options; what is left in ``given`` is policy.
+
+    Raises TypeError for one that is neither."""
+    names = ("key", "tags", "name", "version", "ignore", "condition", "copy")
+    known = {*names, "codec", "stats", *Policy.__dataclass_fields__}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise TypeError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    own = {name: given.pop(name) for name in names if name in given}
+    codec = parts.codec_of(given.pop("codec", None))
+    count = given.pop("stats", None) or parts.count
+    return Options(codec=codec, count=count, **own)
+
+
 def cached(parts: Parts, fn: Any, policy: Policy, options: Options) -> Any:
     """Decorate a function, coroutine function, classmethod or staticmethod."""
     if isinstance(fn, (classmethod, staticmethod)):

@@ -13,6 +13,7 @@ from .core.place import Place
 from .core.policy import Policy, Span, Ttl
 from .errors import BackendError, CodecError
 from .packing import Right
+from .protocols import SlotState
 from .runtime import AnyWorld
 from .strategies.job import Job, Recipe
 from .strategies.many import peek_many, read_many
@@ -44,7 +45,7 @@ class Direct:
         return self.table.place((text,))
 
     async def get_many(self, world: AnyWorld, asked: Iterable[str]) -> dict[str, Any]:
-        keys = _listed(asked, "keys")
+        keys = listed(asked, "keys")
         places = [self.place(key) for key in keys]
         if self.parts.off:
             return {}
@@ -57,7 +58,7 @@ class Direct:
     ) -> bool:
         parts = self.parts
         place = self.place(key)
-        labels = self._labels(tags)
+        labels = self.labels(tags)
         policy = self._with(ttl)
         span = policy.spans(value, 0.0, parts.runtime.uniform)
         if span is None or parts.off:
@@ -89,7 +90,7 @@ class Direct:
         flight: Flight,
     ) -> bool:
         parts, key = self.parts, place.text or ""
-        seq, far = parts.near.seq, parts.far
+        seq, far, asked = parts.near.seq, parts.far, parts.runtime.clock()
         flight.tags = labels
         if far is not None:
             deadline = far.deadline(world)
@@ -108,7 +109,9 @@ class Direct:
                 parts.invalidator.postpone([("key", key)])
                 return False
             # Kept where it counts; the near copy is a matter of speed.
-            if not parts.reader.filler.keep_near(place, value, span, labels, seq, flight):
+            if not parts.reader.filler.keep_near(
+                place, value, span, labels, seq, flight, asked=asked
+            ):
                 parts.near.kill([place])
             return True
         return parts.reader.filler.keep_near(place, value, span, labels, seq, flight)
@@ -125,7 +128,7 @@ class Direct:
             return await call(world, load)
         recipe = Recipe("get_or_set", policy, self.parts.codec, self.table.tally)
         place = self.place(key)
-        job = Job(recipe, place, lambda w: call(w, load), self._labels(tags))
+        job = Job(recipe, place, lambda w: call(w, load), self.labels(tags))
         if self.parts.coarse:
             self.parts.clock.start()
         return await self.parts.reader.read(world, job)
@@ -138,11 +141,11 @@ class Direct:
         policy: Policy,
         tags: Iterable[str],
     ) -> Outcome:
-        keys = _listed(asked, "keys")
+        keys = listed(asked, "keys")
         if self.parts.off:
             return await call(world, load, keys)
         recipe = Recipe("get_or_set_many", policy, self.parts.codec, self.table.tally)
-        labels = self._labels(tags)
+        labels = self.labels(tags)
 
         async def load_many(world: AnyWorld, positions: Sequence[int]) -> Outcome:
             outcome = await call(world, load, [keys[i] for i in positions])
@@ -199,7 +202,19 @@ class Direct:
             )
             if not isinstance(right, Right):
                 return False
-            data = far.packer.pack(key, found.value, parts.codec, span, 0.0, right)
+            # What was read before may be gone by now: read again, under the token.
+            (now,) = await far.read(world, [key], [()], parts.codec, deadline)
+            if not (
+                now.readable
+                and now.state is SlotState.REFRESHING
+                and now.stamp == found.stamp
+                and now.space is not None
+            ):
+                await far.release(world, key, right.token, deadline)
+                return False
+            nonces = {tag: nonce for tag in now.tags if (nonce := now.nonces[tag]) is not None}
+            right = Right(right.token, now.space, nonces, now.row)
+            data = far.packer.pack(key, now.value, parts.codec, span, 0.0, right, now.row)
             return await far.fill(world, key, right, data, span, deadline)
         except BackendError:
             if parts.reader.strict:
@@ -207,20 +222,29 @@ class Direct:
             return False
 
     async def invalidate(self, world: AnyWorld, keys: Iterable[str], tags: Iterable[str]) -> None:
-        places = [self.place(key) for key in _listed(keys, "keys")]
-        await self.parts.invalidator.invalidate(world, places, self._labels(tags))
+        places = [self.place(key) for key in listed(keys, "keys")]
+        await self.parts.invalidator.invalidate(world, places, self.labels(tags))
+
+    async def emit(self, world: AnyWorld, event: Any) -> list[str]:
+        """Invalidate what an event makes outdated, here and by the maps of other processes."""
+        events = self.parts.events
+        tags = events.tags_of(event)
+        if tags:
+            await self.invalidate(world, (), tags)
+        await events.share(world, event, tags)
+        return tags
 
     def _with(self, ttl: Ttl | Missing) -> Policy:
         """The cache's policy, with this ttl if one was given."""
         policy = self.parts.policy
         return policy if isinstance(ttl, Missing) else policy.but(ttl=Policy.make(ttl=ttl).ttl)
 
-    def _labels(self, tags: Iterable[str]) -> tuple[str, ...]:
-        given = _listed(tags, "tags")
+    def labels(self, tags: Iterable[str]) -> tuple[str, ...]:
+        given = listed(tags, "tags")
         return tuple(dict.fromkeys(keytext.tag_name(tag) for tag in given))
 
 
-def _listed(given: Iterable[str], what: str) -> list[str]:
+def listed(given: Iterable[str], what: str) -> list[str]:
     if isinstance(given, str):
         raise TypeError(f"{what} must be a list of str, got one str")
     return list(given)

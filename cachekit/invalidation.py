@@ -12,14 +12,17 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from .core.near import Near
+from .core.notes import Note, NoteKind
 from .core.place import Place
 from .errors import BackendError, InvalidationFailed
 from .observe import Meter
+from .protocols import Stream
 from .runtime import AnyWorld, Runtime, drive
 from .tiers import Far
 
 MAX_PENDING = 10_000
-SPACE = ("space", "")
+Name = tuple[str, Any]  # "key", "tag" and its text; "space"; "event" and its bytes
+SPACE: Name = ("space", "")
 
 
 class Pending:
@@ -29,14 +32,14 @@ class Pending:
     Overflow becomes one invalidation of the whole namespace. Dies with the process."""
 
     def __init__(self) -> None:
-        self._names: dict[tuple[str, str], int] = {}
+        self._names: dict[Name, int] = {}
         self._serial = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def add(self, names: Iterable[tuple[str, str]]) -> None:
+    def add(self, names: Iterable[Name]) -> None:
         with self._lock:
             for name in names:
                 self._serial += 1
@@ -48,11 +51,11 @@ class Pending:
     def reset_after_fork(self) -> None:
         self._lock = threading.Lock()
 
-    def take(self) -> dict[tuple[str, str], int]:
+    def take(self) -> dict[Name, int]:
         with self._lock:
             return dict(self._names)
 
-    def done(self, taken: dict[tuple[str, str], int]) -> None:
+    def done(self, taken: dict[Name, int]) -> None:
         with self._lock:
             for name, serial in taken.items():
                 if self._names.get(name) == serial:
@@ -71,39 +74,62 @@ class Invalidator:
         self.meter = meter
         self.replay = replay
         self.pending = Pending()
+        self._stream: Stream | None = None
         self._closed = threading.Event()
         self._replaying = threading.Lock()
-        self._events: dict[type, list[Callable[[Any], Iterable[str]]]] = {}
 
     async def invalidate(
-        self, world: AnyWorld, places: Sequence[Place] = (), tags: Sequence[str] = ()
+        self,
+        world: AnyWorld,
+        places: Sequence[Place] = (),
+        tags: Sequence[str] = (),
+        *,
+        replay: bool | None = None,
     ) -> None:
         """Keys and tags: once this returned, no read gives a value whose load began before.
 
-        Raises InvalidationFailed when the far tier could not be told (unless queued)."""
+        Raises InvalidationFailed when the far tier could not be told (unless queued; ``replay``
+        in place of what the cache does)."""
         self.meter.count("invalidations", len(places) + len(tags))
         self.detach(places, tags)
         try:
-            await self.tell(world, [p.text for p in places if p.text is not None], tags)
+            keys = [p.text for p in places if p.text is not None]
+            await self.tell(world, keys, tags, replay=replay)
         finally:
             self.detach(places, tags)
 
     def detach(self, places: Sequence[Place], tags: Sequence[str]) -> None:
         """This process: flights lose the right to fill, near entries go."""
-        for world in self.runtime.worlds():
-            for place in places:
-                world.flights.detach(place.ident)
-            if tags:
-                world.flights.detach_tagged(tags)
+        self.detach_flights(places, tags)
         if places:
             self.near.kill(places)
         if tags:
             self.near.kill_tags(tags)
 
+    def detach_flights(self, places: Sequence[Place], tags: Sequence[str]) -> None:
+        """What is being loaded or read will not be kept, nor given to later callers."""
+        for world in self.runtime.worlds():
+            for place in places:
+                world.flights.detach(place.ident)
+            if tags:
+                world.flights.detach_tagged(tags)
+
+    def hear(self, notes: Sequence[Note]) -> None:
+        """What another process invalidated: this one follows."""
+        for note in notes:
+            if note.kind is NoteKind.KEY:
+                for world in self.runtime.worlds():
+                    world.flights.detach(note.name)
+                self.near.kill_named(note.name)
+            elif note.kind is NoteKind.TAG:
+                self.detach((), (note.name,))
+            else:
+                self.forget_near()
+
     async def clear(self, world: AnyWorld) -> None:
         """The whole namespace, in O(1) on the far tier."""
         self.meter.count("clears")
-        self._clear_near()
+        self.forget_near()
         far = self.far
         try:
             if far is not None:
@@ -111,9 +137,10 @@ class Invalidator:
                     [SPACE], lambda: far.drop_space(world, far.deadline(world)), self.replay
                 )
         finally:
-            self._clear_near()
+            self.forget_near()
 
-    def _clear_near(self) -> None:
+    def forget_near(self) -> None:
+        """Drop this process's near copies; what is being loaded or read will not be kept."""
         for world in self.runtime.worlds():
             world.flights.detach_all()
         self.near.clear()
@@ -141,8 +168,19 @@ class Invalidator:
 
         await self._attempt(names, both, self.replay if replay is None else replay)
 
+    async def append(self, world: AnyWorld, stream: Stream, payload: bytes) -> None:
+        """An event for the maps of other processes: fails, or waits, as an invalidation does."""
+        far = self.far
+        if far is not None:
+            self._stream = stream
+            await self._attempt(
+                [("event", payload)],
+                lambda: far.append(world, stream, payload, far.deadline(world)),
+                self.replay,
+            )
+
     async def _attempt(
-        self, names: Sequence[tuple[str, str]], call: Callable[[], Awaitable[None]], replay: bool
+        self, names: Sequence[Name], call: Callable[[], Awaitable[None]], replay: bool
     ) -> None:
         try:
             await call()
@@ -151,7 +189,7 @@ class Invalidator:
             if replay:
                 self.postpone(names)
                 return
-            what = ", ".join(f"{kind} {name!r}" for kind, name in names[:3])
+            what = ", ".join(kind if kind == "event" else f"{kind} {n!r}" for kind, n in names[:3])
             raise InvalidationFailed(
                 f"could not invalidate {what}: {error}; other processes may still see the old "
                 'value. Try again, or use Cache(invalidation="replay")',
@@ -159,7 +197,12 @@ class Invalidator:
                 operation="invalidate",
             ) from error
 
-    def postpone(self, names: Sequence[tuple[str, str]]) -> None:
+    def postpone_clear(self) -> None:
+        """Invalidate the namespace in the background; until then all counts as missing here."""
+        if self.far is not None:
+            self.postpone([SPACE])
+
+    def postpone(self, names: Sequence[Name]) -> None:
         """Queue for replay; a background thread replays until nothing is pending."""
         self.pending.add(names)
         if self._replaying.acquire(blocking=False) and not self.runtime.background(self._replay):
@@ -217,21 +260,8 @@ class Invalidator:
             await far.void(world, keys, deadline)
         if tags:
             await far.drop_tags(world, tags, deadline)
+        for kind, payload in taken:
+            if kind == "event" and self._stream is not None:
+                await far.append(world, self._stream, payload, deadline)
         self.pending.done(taken)
         self.meter.count("invalidations_replayed", len(taken))
-
-    # -- events ---------------------------------------------------------------------------
-
-    def on(self, event: type, tags_of: Callable[[Any], Iterable[str]]) -> None:
-        """Map a domain event to the tags it makes outdated."""
-        if not isinstance(event, type):
-            raise TypeError(f"on() takes an event class, got {type(event).__name__}")
-        self._events.setdefault(event, []).append(tags_of)
-
-    def tags_of(self, event: Any) -> list[str]:
-        """The tags of an event: by its class and the classes it derives from."""
-        tags: list[str] = []
-        for cls in type(event).__mro__:
-            for tags_of in self._events.get(cls, ()):
-                tags.extend(tags_of(event))
-        return list(dict.fromkeys(tags))

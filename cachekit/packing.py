@@ -32,6 +32,7 @@ class Found(NamedTuple):
     space: bytes | None = None  # the namespace's nonce as read
     nonces: Mapping[str, bytes | None] = {}  # as read, by tag
     asked: float = 0.0  # monotonic seconds before the read was sent
+    row: int | None = None  # the source's version of the row in the slot, usable or not
 
     @property
     def readable(self) -> bool:
@@ -44,6 +45,7 @@ class Right(NamedTuple):
     token: bytes
     space: bytes
     nonces: Mapping[str, bytes]
+    row: int | None = None  # the row version that stood there: nothing older may replace it
 
 
 class Packer:
@@ -56,7 +58,14 @@ class Packer:
         self.max_value = max_value
 
     def pack(
-        self, key: str, value: Any, codec: Codec, span: Span, cost: float, right: Right
+        self,
+        key: str,
+        value: Any,
+        codec: Codec,
+        span: Span,
+        cost: float,
+        right: Right,
+        row_version: int | None = None,
     ) -> bytes:
         """The entry's bytes. Raises CodecError for a value the codec can not give back."""
         header = wire.Envelope(
@@ -68,6 +77,7 @@ class Packer:
             negative=value is None,
             space=right.space,
             tags=tuple(right.nonces.items()),
+            row_version=row_version,
             cost=min(int(cost * 1e6), 0xFFFFFFFF),
         )
         name = physical(key)
@@ -93,6 +103,7 @@ class Packer:
         if entry is None or entry.mark != codec.mark:
             self.meter.event("unreadable", key=name)
             return miss
+        miss = miss._replace(row=entry.row_version)
         if entry.space is None or entry.space != space:
             return miss
         if any(nonces.get(tag) != nonce for tag, nonce in entry.tags):
@@ -115,7 +126,9 @@ class Packer:
             return miss
         verdict = Verdict.FRESH if fresh > 0 else Verdict.STALE
         tags = tuple(tag for tag, _ in entry.tags)
-        return Found(verdict, state, stamp, value, fresh, kept, tags, space, nonces)
+        return Found(
+            verdict, state, stamp, value, fresh, kept, tags, space, nonces, row=entry.row_version
+        )
 
 
 def _context(codec: Codec, entry: wire.Envelope, name: str) -> bytes:

@@ -220,20 +220,26 @@ class _Base:
         save = self._mapper.methods["save"]
         if save is None:
             raise ConfigurationError(f"{type(self.source).__name__} has no method to save with")
-        outcome = await call(world, save, record)
+        strategy = self.strategy
+        writer, lease = strategy._parts.writer, strategy.policy.write_lease
+        try:
+            outcome = await call(world, save, record)
+        except BaseException:
+            await writer.block(world, (), strategy._dropped(None, record), lease)
+            raise
         id = self._mapper.id_of(record)
         if id is None and outcome.error is None:
             returned = outcome.value
             id = self._mapper.id_of(returned) if returned is not None else None
             id = returned if id is None and isinstance(returned, (int, str)) else id
-        strategy = self.strategy
+
+        async def saved(world: AnyWorld) -> Outcome:
+            return outcome
+
         places = [] if id is None else [strategy.place(id)]
         tags = strategy._dropped(id, record)
-        invalidator = strategy._parts.invalidator
-        invalidator.detach(places, tags)
-        await invalidator.tell(world, [p.text or "" for p in places], tags, replay=True)
-        invalidator.detach(places, tags)
-        return outcome
+        done = await writer.then_void(world, places, saved, lease=lease, drop=tags)
+        return Outcome(done.value.result) if done.error is None else done
 
 
 class Repository(_Base):

@@ -243,6 +243,7 @@ class Runtime:
         self.token = token or (lambda: os.urandom(16))
         self.uniform = uniform
         self.threads = ThreadWorld(self)
+        self.once = threading.Lock()  # for whatever is started at its first use
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncioWorld] = (
             weakref.WeakKeyDictionary()
         )
@@ -310,6 +311,7 @@ class Runtime:
 
     def _after_fork(self) -> None:
         self._lock = threading.Lock()
+        self.once = threading.Lock()
         self._pool = None
         self._running = 0
         self.threads.flights = FlightTable()

@@ -13,7 +13,7 @@ from .core.policy import Ttl, seconds
 from .errors import ConfigurationError
 from .protocols import Backend, Codec, Observer
 
-# How long a near copy of a shared entry is trusted where no bus tells of invalidations.
+# Seconds for which a near copy of a shared entry is trusted while no bus tells of invalidations.
 DEFAULT_BOUND = 1.0
 
 
@@ -29,8 +29,10 @@ class Settings:
     - ``ttl`` and ``policy``: defaults of every function and strategy.
     - ``timeout``: seconds that one call may spend in the far tier, everything included.
     - ``strict``: backend errors reach the caller.
-    - ``coherence``: how near tiers of other processes follow: seconds for which a near copy of a
-      shared entry is trusted (default 1.0), or "strict" (every read asks the far tier).
+    - ``coherence``: how near tiers follow the invalidations of other processes: "push" (the
+      backend's bus tells them; by 1.0 s while it is cut; the default where the bus names keys),
+      seconds for which a near copy of a shared entry is trusted (the default elsewhere: 1.0), or
+      "strict" (every read asks the far tier).
     - ``invalidation``: "raise" (InvalidationFailed) or "replay" (queued until the far tier is
       back).
     - ``codec``: "json" (exact, the default), "msgpack", "pickle", "raw" or a codec object.
@@ -112,7 +114,9 @@ class Settings:
             "ttl": str,
             "timeout": lambda v: seconds(_number(v), "timeout"),
             "strict": _truth,
-            "coherence": lambda v: v if v == "strict" else seconds(_number(v), "coherence"),
+            "coherence": lambda v: (
+                v if v in ("strict", "push") else seconds(_number(v), "coherence")
+            ),
             "invalidation": str,
             "codec": str,
             "clock": str,
@@ -130,18 +134,11 @@ class Settings:
         return cls.make(given.pop("url", None), given)
 
     def bound(self) -> float:
-        """Seconds for which a near copy of a shared entry is trusted; 0 = not kept."""
-        if self.coherence is None:
+        """Seconds a near copy of a shared entry is trusted without a bus; 0 = it is not kept."""
+        if self.coherence is None or self.coherence == "push":
             return DEFAULT_BOUND
         if self.coherence == "strict":
             return 0.0
-        if isinstance(self.coherence, str):
-            if self.coherence == "push":
-                raise ConfigurationError(
-                    'coherence="push" needs a bus, which no backend has yet; give the seconds for '
-                    'which a near copy may be trusted, or "strict"'
-                )
-            return seconds(self.coherence, "coherence")
         return seconds(self.coherence, "coherence")
 
     def __repr__(self) -> str:

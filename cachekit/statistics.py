@@ -14,7 +14,9 @@ class Stats:
 
     ``hits`` are near-tier hits, ``far_hits`` those of the shared backend, ``misses`` reads that
     led to or waited for a load, ``loads`` calls of the user's loaders. ``pending_invalidations``
-    wait for the far tier; ``unwritten`` and ``oldest_unwritten`` (seconds) are write-back's."""
+    wait for the far tier; ``coherence`` is how the near tier follows other processes now
+    ("embedded", "strict", "bound", "push", "push lost"), its measured lag ``timings["bus_lag"]``;
+    ``unwritten`` and ``oldest_unwritten`` (seconds) are write-back's."""
 
     hits: int
     far_hits: int
@@ -27,6 +29,7 @@ class Stats:
     invalidations: int
     pending_invalidations: int
     breaker: str
+    coherence: str
     unwritten: int
     oldest_unwritten: float | None
     dead_letters: int
@@ -44,7 +47,7 @@ class Stats:
 
 def stats_of(parts: Parts) -> Stats:
     """A snapshot. Walks the near tier's tables: O(entries), without holding its lock."""
-    tables = parts.near.all_tables()
+    tables = parts.near.tables()
     counts = dict(parts.meter.counts)
     oldest = [at for s in parts.closers if (at := s.log.oldest()) is not None]
     functions: dict[str, dict[str, Any]] = {}
@@ -75,6 +78,7 @@ def stats_of(parts: Parts) -> Stats:
         invalidations=counts.get("invalidations", 0),
         pending_invalidations=len(parts.invalidator.pending),
         breaker=parts.far.breaker.state.value if parts.far is not None else "none",
+        coherence=parts.coherence.state,
         unwritten=sum(s.depth() for s in parts.closers),
         oldest_unwritten=parts.runtime.clock() - min(oldest) if oldest else None,
         dead_letters=sum(len(s.dead()) for s in parts.closers),

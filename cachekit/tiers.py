@@ -7,8 +7,7 @@ nothing else; damaged, foreign or newer bytes are a counted miss.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from .core import envelope as wire
 from .core.breaker import Breaker
@@ -16,21 +15,21 @@ from .core.deadline import Deadline
 from .core.entry import INF
 from .core.keys import physical
 from .core.policy import Span
-from .errors import BackendError, BackendRefused, BackendUnavailable
+from .errors import BackendError
+from .guard import Guard
 from .observe import Meter
 from .packing import Found, Packer, Right
-from .protocols import Asking, Backend, Codec, Filling, Item, SlotState, Store
+from .protocols import Asking, Backend, Codec, Filling, Item, SlotState, Stream
 from .runtime import AnyWorld, Runtime
 
-T = TypeVar("T")
-
 NONCE_TTL = 30 * 86400.0
+NONCE_LOOK = 86400.0
+MAX_SEEN = 65_536
 GIVE_BACK_PAUSES = (0.05, 0.5, 2.0)
 
 
-class Far:
-    """One shared backend. ``timeout`` is the budget of one call in seconds, pool wait, connect
-    and reply included."""
+class Far(Guard):
+    """One shared backend's entries. A value above ``max_value`` encoded bytes is not stored."""
 
     def __init__(
         self,
@@ -42,27 +41,9 @@ class Far:
         breaker: Breaker,
         max_value: int = 64 * 1024 * 1024,
     ) -> None:
-        self.backend = backend
-        self.runtime = runtime
-        self.meter = meter
-        self.timeout = timeout
-        self.breaker = breaker
+        super().__init__(backend, runtime, meter, timeout=timeout, breaker=breaker)
         self.packer = Packer(runtime, meter, max_value)
-
-    def deadline(self, world: AnyWorld) -> Deadline:
-        return world.deadline(self.timeout)
-
-    def store(self, world: AnyWorld) -> Store:
-        """This backend as opened in a world; it goes with the world (and its event loop)."""
-        store: Store | None = world.opened.get(self)
-        if store is None:
-            store = world.opened.setdefault(self, self.backend.open(world))
-        return store
-
-    async def close(self, world: AnyWorld) -> None:
-        store: Store | None = world.opened.pop(self, None)
-        if store is not None:
-            await store.close()
+        self._seen: dict[tuple[str, bool], float] = {}
 
     # -- reading --------------------------------------------------------------------------
 
@@ -149,7 +130,7 @@ class Far:
             raise
         if right is None:
             await self.release(world, key, token, deadline)
-            return SlotState.NOTHING
+            return SlotState.BLOCK  # a writer holds one of the tags
         return right
 
     async def acquire_many(
@@ -179,7 +160,7 @@ class Far:
                 right = await self.nonces(world, key, tags, token, ttl, deadline, found)
                 if right is None:
                     lost.append((key, token))
-                answers.append(right if right is not None else SlotState.NOTHING)
+                answers.append(right if right is not None else SlotState.BLOCK)
         except BaseException:
             given = [(key, token) for (key, _, _), token in zip(asked, tokens, strict=True)]
             self.give_back_behind(world, given)
@@ -200,12 +181,13 @@ class Far:
     ) -> Right | None:
         """The right under ``token`` with nonces read or created now, before the load or write;
         None if a creation was not acknowledged. ``found``: nonces already read for this call."""
+        # Prolonged when less than half is left: never shorter than any entry stored meanwhile.
+        life = None if ttl is None or ttl > NONCE_TTL / 2 - NONCE_LOOK else NONCE_TTL
         if found is not None and found.space is not None:
             known = {tag: found.nonces.get(tag) for tag in tags}
-            if all(known.values()):
-                return Right(token, found.space, known)  # type: ignore[arg-type]  # no None left
+            if all(known.values()) and self._lasting(tags, life):
+                return Right(token, found.space, known, found.row)  # type: ignore[arg-type]  # no None left
         names = list(tags)
-        life = None if ttl is None or ttl > NONCE_TTL / 2 else NONCE_TTL
         answer = await self._use(
             world,
             "nonces",
@@ -216,7 +198,29 @@ class Far:
         present = {t: n for t, n in zip(tags, answer.tags, strict=True) if n is not None}
         if space is None or len(present) < len(set(tags)):
             return None
-        return Right(token, space, present)
+        self._looked(tags, life)
+        return Right(token, space, present, found.row if found is not None else None)
+
+    def _lasting(self, tags: Sequence[str], life: float | None) -> bool:
+        """Whether the nonces were prolonged, where due, less than a day ago by this process."""
+        since, seen = self.runtime.clock() - NONCE_LOOK, self._seen
+        return all(seen.get((tag, life is None), -INF) > since for tag in tags)
+
+    def _looked(self, tags: Sequence[str], life: float | None) -> None:
+        if len(self._seen) > MAX_SEEN:
+            self._seen.clear()
+        now = self.runtime.clock()
+        for tag in tags:
+            self._seen[tag, life is None] = now
+
+    async def renew(
+        self, world: AnyWorld, key: str, token: bytes, lease: float, deadline: Deadline
+    ) -> bool:
+        """Prolong a lease; False: it is gone."""
+        name = physical(key)
+        return await self._use(
+            world, "renew", deadline, lambda s: s.slots.renew(name, token, lease, deadline)
+        )
 
     async def fill(
         self, world: AnyWorld, key: str, right: Right, data: bytes, span: Span, deadline: Deadline
@@ -294,6 +298,25 @@ class Far:
         names = list(tags)
         await self._use(world, "drop_tags", deadline, lambda s: s.slots.drop_tags(names, deadline))
 
+    async def seize_tags(
+        self, world: AnyWorld, tags: Sequence[str], writer: bytes, lease: float, deadline: Deadline
+    ) -> None:
+        names = list(tags)
+        await self._use(
+            world,
+            "seize_tags",
+            deadline,
+            lambda s: s.slots.seize_tags(names, writer, lease, deadline),
+        )
+
+    async def end_tags(
+        self, world: AnyWorld, tags: Sequence[str], writer: bytes, deadline: Deadline
+    ) -> None:
+        names = list(tags)
+        await self._use(
+            world, "end_tags", deadline, lambda s: s.slots.end_tags(names, writer, deadline)
+        )
+
     async def drop_space(self, world: AnyWorld, deadline: Deadline) -> None:
         await self._use(world, "drop_space", deadline, lambda s: s.slots.drop_space(deadline))
 
@@ -322,6 +345,14 @@ class Far:
         names = [physical(key) for key in keys]
         await self._use(world, "end", deadline, lambda s: s.slots.end(names, writer, deadline))
 
+    async def append(
+        self, world: AnyWorld, stream: Stream, payload: bytes, deadline: Deadline
+    ) -> None:
+        """An event for other processes."""
+        await self._use(
+            world, "append", deadline, lambda _: stream.append(world, payload, deadline)
+        )
+
     # -- plain records: what is remembered beside a key -----------------------------------
 
     async def recall(
@@ -339,49 +370,6 @@ class Far:
     ) -> None:
         item = Item(physical(name), data, ttl)
         await self._use(world, "set_many", deadline, lambda s: s.set_many([item], deadline))
-
-    # -- the guard ------------------------------------------------------------------------
-
-    async def _use(
-        self,
-        world: AnyWorld,
-        operation: str,
-        deadline: Deadline,
-        call: Callable[[Store], Awaitable[T]],
-    ) -> T:
-        """One backend call behind the breaker; whatever a driver raises becomes BackendError."""
-        breaker = self.breaker
-        if not breaker.allow():
-            raise BackendUnavailable(
-                f"{self.backend.name}: not asked, its breaker is open",
-                backend=self.backend.name,
-                operation=operation,
-            )
-        started = self.runtime.clock()
-        try:
-            result = await call(self.store(world))
-        except BackendRefused:
-            breaker.success()  # it answered
-            self.meter.event("backend_errors", operation=operation)
-            raise
-        except BackendError:
-            breaker.failure()
-            self.meter.event("backend_errors", operation=operation)
-            raise
-        except Exception as error:
-            breaker.failure()
-            self.meter.event("backend_errors", operation=operation)
-            raise BackendError(
-                f"{self.backend.name}: {operation} failed with {type(error).__name__}",
-                backend=self.backend.name,
-                operation=operation,
-            ) from error
-        except BaseException:
-            breaker.abandon()
-            raise
-        breaker.success()
-        self.meter.time(operation, self.runtime.clock() - started)
-        return result
 
 
 def _ttl(span: Span) -> float | None:

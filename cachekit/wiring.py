@@ -6,13 +6,15 @@ from importlib import import_module
 from typing import Any
 
 from .codecs import resolve
+from .coherence import Coherence
 from .core.breaker import Breaker
 from .core.near import Near
 from .core.policy import Policy
 from .errors import ConfigurationError
+from .events import Events
 from .invalidation import Invalidator
 from .observe import Meter
-from .protocols import Backend
+from .protocols import Backend, Bus
 from .runtime import Runtime, Ticker
 from .settings import Settings, safe_url
 from .strategies.parts import Parts, check_codec
@@ -66,6 +68,20 @@ def backend_for(settings: Settings) -> Backend | None:
     return backend
 
 
+def _bus_for(settings: Settings, backend: Backend | None) -> Bus | None:
+    """The bus that the near tier follows; None where a bound in seconds was asked for, or where
+    the backend can only say that something changed, and nobody asked for that."""
+    bus = backend.bus if backend is not None else None
+    if settings.coherence == "push":
+        if backend is not None and bus is None:
+            raise ConfigurationError(
+                f'{backend.name}: coherence="push" needs a backend with a bus; give the seconds '
+                'for which a near copy may be trusted, or "strict"'
+            )
+        return bus
+    return bus if settings.coherence is None and not getattr(bus, "coarse", False) else None
+
+
 def build(settings: Settings, runtime: Runtime | None = None) -> Parts:
     """Put a cache together. Opens nothing, starts nothing.
 
@@ -93,21 +109,34 @@ def build(settings: Settings, runtime: Runtime | None = None) -> Parts:
             max_value=settings.max_value,
         )
     invalidator = Invalidator(runtime, near, far, meter, replay=settings.invalidation == "replay")
+    coherence = Coherence(
+        runtime,
+        far,
+        invalidator,
+        meter,
+        bound=settings.bound(),
+        bus=_bus_for(settings, backend),
+    )
     reader = Reader(
         runtime,
         near,
         far,
         invalidator,
         meter,
+        coherence=coherence,
         strict=settings.strict,
-        bound=settings.bound() if far is not None else None,
     )
     writer = Writer(runtime, near, far, invalidator, reader.filler, meter, strict=settings.strict)
     runtime.on_fork(near.reset_after_fork)
     runtime.on_fork(meter.reset_after_fork)
     runtime.on_fork(invalidator.reset_after_fork)
+    events = Events(runtime, invalidator, meter, getattr(backend, "stream", None))
+    runtime.on_fork(coherence.reset_after_fork)
+    runtime.on_fork(events.reset_after_fork)
     if far is not None:
         runtime.on_fork(far.breaker.reset_after_fork)
+    if reader.keeper is not None:
+        runtime.on_fork(reader.keeper.reset_after_fork)
     coarse = settings.clock == "coarse"
     return Parts(
         runtime=runtime,
@@ -115,6 +144,8 @@ def build(settings: Settings, runtime: Runtime | None = None) -> Parts:
         near=near,
         far=far,
         invalidator=invalidator,
+        coherence=coherence,
+        events=events,
         reader=reader,
         writer=writer,
         policy=Policy.make(ttl=settings.ttl, **dict(settings.policy or {})),

@@ -80,6 +80,14 @@ def test_the_web_application_serves_hits_and_sees_its_own_writes() -> None:
         assert [parameter["name"] for parameter in asked] == ["sku"]
 
 
+def test_events_transactions_and_planned_times_invalidate() -> None:
+    pytest.importorskip("sqlalchemy")
+    shown = output("scheduled_and_events.py")
+    assert "after the commit that moved a row: ['bolt'] ['nut']" in shown
+    assert "after a rollback, still cached: ['bolt'] ['nut']" in shown
+    assert "after a planned time: cachekit.MISSING cachekit.MISSING" in shown
+
+
 def test_every_example_has_a_test() -> None:
     text = Path(__file__).read_text()
     for file in EXAMPLES.glob("*.py"):

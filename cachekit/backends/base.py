@@ -70,6 +70,10 @@ class Driver(RecordDriver, Protocol):
         deadline: Deadline,
     ) -> Nonces: ...
     def drop_tags(self, tags: Sequence[str], deadline: Deadline) -> None: ...
+    def seize_tags(
+        self, tags: Sequence[str], writer: bytes, lease: float, deadline: Deadline
+    ) -> None: ...
+    def end_tags(self, tags: Sequence[str], writer: bytes, deadline: Deadline) -> None: ...
     def drop_space(self, deadline: Deadline) -> None: ...
 
 
@@ -85,6 +89,11 @@ class BlockingRecords:
         self.world = world
         self._records = driver
         self._in_place = world.name == "threads"
+
+    @property
+    def sender(self) -> bytes:
+        """Where the backend has a bus: who its notes are from. Another one after a fork."""
+        return getattr(self._records, "sender", b"")
 
     async def get_many(self, keys: Sequence[str], deadline: Deadline) -> list[bytes | None]:
         return await self._hop("get_many", deadline, self._records.get_many, keys, deadline)
@@ -203,6 +212,15 @@ class BlockingStore(BlockingRecords, OneByOne):
 
     async def drop_tags(self, tags: Sequence[str], deadline: Deadline) -> None:
         await self._hop("drop_tags", deadline, self._driver.drop_tags, tags, deadline)
+
+    async def seize_tags(
+        self, tags: Sequence[str], writer: bytes, lease: float, deadline: Deadline
+    ) -> None:
+        verb = self._driver.seize_tags
+        await self._hop("seize_tags", deadline, verb, tags, writer, lease, deadline)
+
+    async def end_tags(self, tags: Sequence[str], writer: bytes, deadline: Deadline) -> None:
+        await self._hop("end_tags", deadline, self._driver.end_tags, tags, writer, deadline)
 
     async def drop_space(self, deadline: Deadline) -> None:
         await self._hop("drop_space", deadline, self._driver.drop_space, deadline)

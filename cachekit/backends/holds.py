@@ -1,12 +1,23 @@
-"""Tokens and blocks kept in this process: the rules of a slot that need no I/O."""
+"""Tokens, blocks and doubts kept in this process: the rules of a slot that need no I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import struct
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from ..protocols import NOTHING, Slot, SlotState
+from ..protocols import NOTHING, TOKEN_BYTES, Slot, SlotState
 
 SWEEP_AT_LEAST = 64
+DOUBTS = 4096
+STRIPES = 1024
+
+_MAGIC = b"\xc5LS1"
+_HEADER = struct.Struct(f">4s16sQ{TOKEN_BYTES}s")  # magic, table, sequence, stamp
 
 
 class Hold:
@@ -119,3 +130,88 @@ class Holds:
             now = self._clock()
             self._holds = {k: h for k, h in self._holds.items() if h.until > now}
             self._sweep_at = SWEEP_AT_LEAST + 2 * len(self._holds)
+
+
+class Creation:
+    """A nonce being created, shared by all who found it missing, so that they agree."""
+
+    __slots__ = ("nonce", "users")
+
+    def __init__(self, nonce: bytes) -> None:
+        self.nonce = nonce
+        self.users = 0
+
+
+class Record(NamedTuple):
+    stamp: bytes
+    data: bytes
+
+
+class Table:
+    """This process's side of one backend's slots, shared by its stores of every world.
+
+    Bounded: holds end with their leases; of writes in doubt only the newest ``DOUBTS`` are
+    known one by one, everything older that this table wrote reads as absent.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.holds = Holds(clock)
+        self.tag_blocks = Holds(clock)
+        self.creations: dict[str, Creation] = {}
+        self._sequence = 0
+        self._floor = 0
+        self._doubts: dict[int, None] = {}
+        self._moves = [0] * STRIPES
+        self._renew()
+        _tables.add(self)
+
+    def _renew(self) -> None:
+        # A forked child: another thread may have held the lock, and two processes must not
+        # number their writes alike.
+        self.lock = threading.RLock()
+        self.ident = os.urandom(16)
+
+    def begin(self) -> int:
+        """The number of a new write, in doubt."""
+        with self.lock:
+            self._sequence += 1
+            self._doubts[self._sequence] = None
+            if len(self._doubts) > DOUBTS:
+                self._floor = next(iter(self._doubts))
+                del self._doubts[self._floor]
+            return self._sequence
+
+    def settle(self, name: str, sequence: int) -> None:
+        """End a write's doubt: it stands from now on, or is known to be gone."""
+        with self.lock:
+            self._doubts.pop(sequence, None)
+            self._moves[hash(name) % STRIPES] += 1
+
+    def moves(self, names: Sequence[str]) -> list[int]:
+        with self.lock:
+            return [self._moves[hash(name) % STRIPES] for name in names]
+
+    def pack(self, sequence: int, stamp: bytes, data: bytes) -> bytes:
+        return _HEADER.pack(_MAGIC, self.ident, sequence, stamp) + data
+
+    def unpack(self, raw: bytes | None) -> Record | None:
+        """The record, None where it is missing, foreign or in doubt."""
+        if raw is None or len(raw) < _HEADER.size:
+            return None
+        magic, ident, sequence, stamp = _HEADER.unpack_from(raw)
+        if magic != _MAGIC:
+            return None
+        if ident == self.ident and (sequence <= self._floor or sequence in self._doubts):
+            return None
+        return Record(stamp, raw[_HEADER.size :])
+
+
+_tables: weakref.WeakSet[Table] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for table in list(_tables):
+        table._renew()
+
+
+os.register_at_fork(after_in_child=_after_fork)

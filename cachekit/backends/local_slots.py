@@ -11,28 +11,20 @@ one whose I/O failed or was cancelled, however late it lands.
 from __future__ import annotations
 
 import hashlib
-import os
-import struct
-import threading
-import time
-import weakref
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from ..core.deadline import Deadline
 from ..errors import BackendError, BackendTimeout
-from ..protocols import TOKEN_BYTES, Grant, Item, Nonces, Reading, Slot
-from .holds import Holds
+from ..protocols import Grant, Item, Nonces, Reading, Slot
+from .holds import Creation, Record, Table
 from .one_by_one import OneByOne
+
+__all__ = ["LocalSlots", "PlainStore", "Table"]
 
 T = TypeVar("T")
 
-DOUBTS = 4096
-STRIPES = 1024
 KEY_BYTES = 230
-
-_MAGIC = b"\xc5LS1"
-_HEADER = struct.Struct(f">4s16sQ{TOKEN_BYTES}s")  # magic, table, sequence, stamp
 
 
 class PlainStore(Protocol):
@@ -43,79 +35,6 @@ class PlainStore(Protocol):
     async def set_many(self, items: Sequence[Item], deadline: Deadline) -> None: ...
 
     async def delete_many(self, keys: Sequence[str], deadline: Deadline) -> None: ...
-
-
-class _Creation:
-    """A nonce being created, shared by all who found it missing, so that they agree."""
-
-    __slots__ = ("nonce", "users")
-
-    def __init__(self, nonce: bytes) -> None:
-        self.nonce = nonce
-        self.users = 0
-
-
-class _Record(NamedTuple):
-    stamp: bytes
-    data: bytes
-
-
-class Table:
-    """This process's side of one backend's slots, shared by its stores of every world.
-
-    Bounded: holds end with their leases; of writes in doubt only the newest ``DOUBTS`` are
-    known one by one, everything older that this table wrote reads as absent.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.holds = Holds(clock)
-        self.creations: dict[str, _Creation] = {}
-        self._sequence = 0
-        self._floor = 0
-        self._doubts: dict[int, None] = {}
-        self._moves = [0] * STRIPES
-        self._renew()
-        _tables.add(self)
-
-    def _renew(self) -> None:
-        # A forked child: another thread may have held the lock, and two processes must not
-        # number their writes alike.
-        self.lock = threading.RLock()
-        self.ident = os.urandom(16)
-
-    def begin(self) -> int:
-        """The number of a new write, in doubt."""
-        with self.lock:
-            self._sequence += 1
-            self._doubts[self._sequence] = None
-            if len(self._doubts) > DOUBTS:
-                self._floor = next(iter(self._doubts))
-                del self._doubts[self._floor]
-            return self._sequence
-
-    def settle(self, name: str, sequence: int) -> None:
-        """End a write's doubt: it stands from now on, or is known to be gone."""
-        with self.lock:
-            self._doubts.pop(sequence, None)
-            self._moves[hash(name) % STRIPES] += 1
-
-    def moves(self, names: Sequence[str]) -> list[int]:
-        with self.lock:
-            return [self._moves[hash(name) % STRIPES] for name in names]
-
-    def pack(self, sequence: int, stamp: bytes, data: bytes) -> bytes:
-        return _HEADER.pack(_MAGIC, self.ident, sequence, stamp) + data
-
-    def unpack(self, raw: bytes | None) -> _Record | None:
-        """The record, None where it is missing, foreign or in doubt."""
-        if raw is None or len(raw) < _HEADER.size:
-            return None
-        magic, ident, sequence, stamp = _HEADER.unpack_from(raw)
-        if magic != _MAGIC:
-            return None
-        if ident == self.ident and (sequence <= self._floor or sequence in self._doubts):
-            return None
-        return _Record(stamp, raw[_HEADER.size :])
 
 
 class LocalSlots(OneByOne):
@@ -142,12 +61,15 @@ class LocalSlots(OneByOne):
         self._name = name
 
     async def read(self, keys: Sequence[str], tags: Sequence[str], deadline: Deadline) -> Reading:
-        def see(records: list[_Record | None]) -> Reading:
+        def see(records: list[Record | None]) -> Reading:
             slots = [self._slot(key, record) for key, record in zip(keys, records, strict=False)]
             found = [None if record is None else record.stamp for record in records[len(keys) :]]
-            return Reading(slots, found[:1] * len(keys), found[1:])
+            blocks = self._table.tag_blocks
+            nonces = [None if blocks.of(n) else f for n, f in zip(tagged, found[1:], strict=True)]
+            return Reading(slots, found[:1] * len(keys), nonces)
 
-        names = [*(_name("slot", key) for key in keys), _SPACE, *(_name("tag", t) for t in tags)]
+        tagged = [_name("tag", tag) for tag in tags]
+        names = [*(_name("slot", key) for key in keys), _SPACE, *tagged]
         return await self._look(names, deadline, see)
 
     async def acquire(
@@ -162,7 +84,7 @@ class LocalSlots(OneByOne):
     ) -> Grant:
         holds = self._table.holds
 
-        def decide(records: list[_Record | None]) -> Grant:
+        def decide(records: list[Record | None]) -> Grant:
             slot = self._slot(key, records[0])
             granted = holds.may_acquire(slot, over, keep)
             if granted:
@@ -271,15 +193,33 @@ class LocalSlots(OneByOne):
     async def drop_tags(self, tags: Sequence[str], deadline: Deadline) -> None:
         await self._drop([_name("tag", tag) for tag in tags], deadline)
 
+    async def seize_tags(
+        self, tags: Sequence[str], writer: bytes, lease: float, deadline: Deadline
+    ) -> None:
+        self._check(deadline, "seize_tags")
+        names = [_name("tag", tag) for tag in tags]
+        with self._table.lock:
+            for name in names:
+                self._table.tag_blocks.seize(name, writer, lease)
+        await self._drop(names, deadline)
+
+    async def end_tags(self, tags: Sequence[str], writer: bytes, deadline: Deadline) -> None:
+        # The nonces first: where deleting them fails, the blocks stay and hide them.
+        names = [_name("tag", tag) for tag in tags]
+        await self._drop(names, deadline)
+        with self._table.lock:
+            for name in names:
+                self._table.tag_blocks.end(name, writer)
+
     async def drop_space(self, deadline: Deadline) -> None:
         await self._drop([_SPACE], deadline)
 
-    def _slot(self, key: str, record: _Record | None) -> Slot:
+    def _slot(self, key: str, record: Record | None) -> Slot:
         stamp, data = (None, None) if record is None else record
         return self._table.holds.slot(key, stamp, data)
 
     async def _look(
-        self, names: Sequence[str], deadline: Deadline, decide: Callable[[list[_Record | None]], T]
+        self, names: Sequence[str], deadline: Deadline, decide: Callable[[list[Record | None]], T]
     ) -> T:
         """Read the records and decide on them, locked, as if both were one step."""
         table = self._table
@@ -333,21 +273,23 @@ class LocalSlots(OneByOne):
 
     async def _nonce(
         self, name: str, fresh: Callable[[], bytes], ttl: float | None, deadline: Deadline
-    ) -> bytes:
+    ) -> bytes | None:
         table = self._table
 
-        def find_or_join(records: list[_Record | None]) -> bytes | _Creation:
+        def find_or_join(records: list[Record | None]) -> bytes | Creation | None:
+            if table.tag_blocks.of(name):
+                return None
             if records[0] is not None:
                 return records[0].stamp
             creation = table.creations.get(name)
             if creation is None:
-                creation = table.creations[name] = _Creation(fresh())
+                creation = table.creations[name] = Creation(fresh())
             creation.users += 1
             return creation
 
         while True:
             found = await self._look([name], deadline, find_or_join)
-            if isinstance(found, bytes):
+            if not isinstance(found, Creation):
                 return found
             try:
                 sequence = await self._write(name, found.nonce, b"", ttl, deadline)
@@ -387,14 +329,3 @@ def _name(kind: str, key: str) -> str:
     if len(name := f"~{kind}:{key}") <= KEY_BYTES:
         return name
     return f"~{kind}#{hashlib.blake2b(key.encode(), digest_size=32).hexdigest()}"
-
-
-_tables: weakref.WeakSet[Table] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for table in list(_tables):
-        table._renew()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..core.deadline import Deadline
+from ..core.notes import SENDER_BYTES, NoteKind
 from ..errors import BackendTimeout
-from ..protocols import Bus, Grant, Item, Log, Nonces, Reading, Slot, Slots, World
+from ..protocols import Bus, Grant, Item, Log, Nonces, Reading, Slot, Slots, SlotState, World
 from .holds import SWEEP_AT_LEAST, Holds
+from .local_bus import LocalBus
 from .one_by_one import OneByOne
 
 
@@ -21,17 +23,18 @@ class MemoryBackend:
 
     Not bounded: expired records are reclaimed, nothing is evicted. Plain records, slots and
     tags are three keyspaces. ``clock`` is monotonic seconds. A forked child starts with a copy.
+    Its bus tells a step's notes in the step's own thread, before the step returns.
     """
 
     shared = False
-    bus: Bus | None = None
     log: Callable[[World], Log] | None = None
 
     def __init__(
         self, name: str = "memory", *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.name = name
-        self._shelf = _Shelf(clock)
+        self._shelf = _Shelf(clock, LocalBus(name))
+        self.bus: Bus | None = self._shelf.bus
 
     def open(self, world: World) -> MemoryStore:
         return MemoryStore(self.name, self._shelf)
@@ -77,13 +80,15 @@ class _Records:
 class _Shelf:
     """All data of one backend under one lock."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], bus: LocalBus) -> None:
         self.lock = threading.RLock()
+        self.bus = bus
         self.plain = _Records(clock)
         self.entries = _Records(clock)
         self.tags = _Records(clock)
         self.space: bytes | None = None
         self.holds = Holds(clock)
+        self.tag_blocks = Holds(clock)
         _shelves.add(self)
 
     def slot(self, key: str) -> Slot:
@@ -93,6 +98,8 @@ class _Shelf:
         return self.holds.slot(key, entry.stamp, entry.data)
 
     def nonce(self, tag: str) -> bytes | None:
+        if self.tag_blocks.of(tag):
+            return None
         record = self.tags.get(tag)
         return None if record is None else record.data
 
@@ -126,7 +133,8 @@ class MemoryStore(_Face):
 
     def __init__(self, name: str, shelf: _Shelf) -> None:
         super().__init__(name, shelf)
-        self.slots: Slots = MemorySlots(name, shelf)
+        self.sender = os.urandom(SENDER_BYTES)
+        self.slots: Slots = MemorySlots(name, shelf, self.sender)
 
     async def get_many(self, keys: Sequence[str], deadline: Deadline) -> list[bytes | None]:
         with self._locked(deadline, "get_many"):
@@ -148,7 +156,11 @@ class MemoryStore(_Face):
 
 
 class MemorySlots(_Face, OneByOne):
-    """Every step of the slots under the backend's one lock."""
+    """Every step of the slots under the backend's one lock; its notes go out after it."""
+
+    def __init__(self, name: str, shelf: _Shelf, sender: bytes = bytes(SENDER_BYTES)) -> None:
+        super().__init__(name, shelf)
+        self._sender = sender
 
     async def read(self, keys: Sequence[str], tags: Sequence[str], deadline: Deadline) -> Reading:
         shelf = self._shelf
@@ -203,13 +215,17 @@ class MemorySlots(_Face, OneByOne):
             if self._shelf.holds.contest(key):
                 return False
             self._shelf.store(key, stamp, data, ttl)
-            return True
+            self._post(NoteKind.KEY, [key])
+        self._shelf.bus.deliver()
+        return True
 
     async def void(self, keys: Sequence[str], deadline: Deadline) -> None:
         with self._locked(deadline, "void"):
             for key in keys:
                 if not self._shelf.holds.contest(key):
                     self._shelf.entries.drop(key)
+            self._post(NoteKind.KEY, keys)
+        self._shelf.bus.deliver()
 
     async def seize(
         self, keys: Sequence[str], writer: bytes, lease: float, deadline: Deadline
@@ -218,6 +234,8 @@ class MemorySlots(_Face, OneByOne):
             for key in keys:
                 self._shelf.entries.drop(key)
                 self._shelf.holds.seize(key, writer, lease)
+            self._post(NoteKind.KEY, keys)
+        self._shelf.bus.deliver()
 
     async def commit(
         self, key: str, writer: bytes, data: bytes, ttl: float | None, deadline: Deadline
@@ -227,12 +245,14 @@ class MemorySlots(_Face, OneByOne):
                 self._shelf.store(key, writer, data, ttl)
                 return True
             self._end(key, writer)
-            return False
+        self._shelf.bus.deliver()
+        return False
 
     async def end(self, keys: Sequence[str], writer: bytes, deadline: Deadline) -> None:
         with self._locked(deadline, "end"):
             for key in keys:
                 self._end(key, writer)
+        self._shelf.bus.deliver()
 
     async def nonces(
         self,
@@ -249,7 +269,7 @@ class MemorySlots(_Face, OneByOne):
             found: list[bytes | None] = []
             for tag in tags:
                 nonce = shelf.nonce(tag)
-                if nonce is None:
+                if nonce is None and not shelf.tag_blocks.of(tag):
                     nonce = fresh()
                     shelf.tags.set(tag, b"", nonce, ttl)
                 found.append(nonce)
@@ -259,14 +279,48 @@ class MemorySlots(_Face, OneByOne):
         with self._locked(deadline, "drop_tags"):
             for tag in tags:
                 self._shelf.tags.drop(tag)
+            self._post(NoteKind.TAG, tags)
+        self._shelf.bus.deliver()
+
+    async def seize_tags(
+        self, tags: Sequence[str], writer: bytes, lease: float, deadline: Deadline
+    ) -> None:
+        with self._locked(deadline, "seize_tags"):
+            for tag in tags:
+                self._shelf.tags.drop(tag)
+                self._shelf.tag_blocks.seize(tag, writer, lease)
+            self._post(NoteKind.TAG, tags)
+        self._shelf.bus.deliver()
+
+    async def end_tags(self, tags: Sequence[str], writer: bytes, deadline: Deadline) -> None:
+        with self._locked(deadline, "end_tags"):
+            for tag in tags:
+                self._end_tag(tag, writer)
+        self._shelf.bus.deliver()
 
     async def drop_space(self, deadline: Deadline) -> None:
         with self._locked(deadline, "drop_space"):
             self._shelf.space = None
+            self._post(NoteKind.SPACE, [""])
+        self._shelf.bus.deliver()
 
     def _end(self, key: str, writer: bytes) -> None:
-        if not self._shelf.holds.end(key, writer):
-            self._shelf.entries.drop(key)
+        shelf = self._shelf
+        if shelf.slot(key).state is not SlotState.BLOCK:
+            self._post(NoteKind.KEY, [key])  # its own ran out: others may have copied since
+        if not shelf.holds.end(key, writer):
+            shelf.entries.drop(key)
+
+    def _end_tag(self, tag: str, writer: bytes) -> None:
+        shelf = self._shelf
+        if shelf.tag_blocks.of(tag) is None:
+            self._post(NoteKind.TAG, [tag])
+        if not shelf.tag_blocks.end(tag, writer):
+            shelf.tags.drop(tag)
+
+    def _post(self, kind: NoteKind, names: Sequence[str]) -> None:
+        """Under the shelf's lock, so that notes are in the order of the steps."""
+        self._shelf.bus.post(kind, names, self._sender)
 
 
 _shelves: weakref.WeakSet[_Shelf] = weakref.WeakSet()

@@ -9,18 +9,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 from ..core.deadline import Deadline
+from ..core.notes import NoteKind
 from ..errors import BackendRefused, ConfigurationError
 from ..protocols import NOTHING, Bus, Grant, Item, Log, Nonces, Reading, Store, World
 from .base import BlockingStore
+from .sqlite_bus import SQLiteBus
 from .sqlite_file import Connection, SQLiteFile
 from .sqlite_rows import (
     BLOCK,
     CONTESTED,
     ENTRY,
     MARK,
+    MAX_BYTES,
+    NEWEST_TABLE,
     TABLES,
     TOKEN,
     VERSION,
@@ -29,9 +33,9 @@ from .sqlite_rows import (
     Rows,
     block,
     end,
+    max_bytes_of,
+    space_of,
 )
-
-MAX_BYTES = 2**30
 
 
 class SQLiteBackend:
@@ -39,10 +43,12 @@ class SQLiteBackend:
 
     ``sqlite:///cache.db`` is relative to the working directory, ``sqlite:////var/cache/app.db``
     (four slashes) absolute. Option ``max_bytes`` (default 1 GiB) bounds the data kept: above it
-    the entries that expire first go. Raises ConfigurationError for a URL it can not use."""
+    the entries that expire first go. Raises ConfigurationError for a URL it can not use.
+
+    Its bus reaches every process that uses the file: an invalidation writes its note in the
+    same transaction, and who listens looks for notes every 50 ms."""
 
     shared = True
-    bus: Bus | None = None
     log: Callable[[World], Log] | None = None
 
     def __init__(self, url: str, *, namespace: str = "", timeout: float = 0.25) -> None:
@@ -55,8 +61,9 @@ class SQLiteBackend:
             )
         # Made absolute now: a later chdir must not lead to another file.
         self.path = os.path.abspath(unquote(where[1:]))
-        self._max_bytes = _max_bytes(query)
+        self._max_bytes = max_bytes_of(query)
         self._namespace = namespace
+        self.bus: Bus | None = SQLiteBus(self.path, namespace, name=self.name)
 
     def open(self, world: World) -> Store:
         driver = SQLiteDriver(self.path, self._namespace, max_bytes=self._max_bytes, name=self.name)
@@ -81,10 +88,15 @@ class SQLiteDriver:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
-        # Printable, for SQLite can not bind surrogates and its tools end a text at NUL.
-        self._rows = Rows(namespace.encode("unicode_escape").decode("ascii"), max_bytes)
+        self._rows = Rows(space_of(namespace), max_bytes)
         self._wall = wall
-        self._file = SQLiteFile(path, tables=TABLES, mark=MARK, version=VERSION, name=name)
+        self._file = SQLiteFile(
+            path, tables=TABLES, newest=NEWEST_TABLE, mark=MARK, version=VERSION, name=name
+        )
+
+    @property
+    def sender(self) -> bytes:
+        return self._rows.sender
 
     def close(self) -> None:
         self._file.close()
@@ -171,8 +183,16 @@ class SQLiteDriver:
     def drop_tags(self, tags: Sequence[str], deadline: Deadline) -> None:
         self._file.change("drop_tags", deadline, self._drop, tags)
 
+    def seize_tags(
+        self, tags: Sequence[str], writer: bytes, lease: float, deadline: Deadline
+    ) -> None:
+        self._file.change("seize_tags", deadline, self._seize_tags, tags, writer, lease)
+
+    def end_tags(self, tags: Sequence[str], writer: bytes, deadline: Deadline) -> None:
+        self._file.change("end_tags", deadline, self._end_tags, tags, writer)
+
     def drop_space(self, deadline: Deadline) -> None:
-        self._file.change("drop_space", deadline, self._drop, [WHOLE_SPACE])
+        self._file.change("drop_space", deadline, self._drop_space)
 
     # -- steps, each inside one transaction
 
@@ -190,6 +210,24 @@ class SQLiteDriver:
 
     def _drop(self, connection: Connection, tags: Sequence[str]) -> None:
         self._rows.drop_nonces(connection.db, tags)
+        self._rows.tell(connection.db, NoteKind.TAG, tags)
+
+    def _seize_tags(
+        self, connection: Connection, tags: Sequence[str], writer: bytes, lease: float
+    ) -> None:
+        now = self._wall()
+        for tag in tags:
+            self._rows.seize_tag(connection.db, tag, writer, lease, now)
+        self._rows.tell(connection.db, NoteKind.TAG, tags)
+        self._rows.tend(connection, now, 0)
+
+    def _end_tags(self, connection: Connection, tags: Sequence[str], writer: bytes) -> None:
+        db, rows, now = connection.db, self._rows, self._wall()
+        rows.tell(db, NoteKind.TAG, [tag for tag in tags if rows.end_tag(db, tag, writer, now)])
+
+    def _drop_space(self, connection: Connection) -> None:
+        self._rows.drop_nonces(connection.db, [WHOLE_SPACE])
+        self._rows.tell(connection.db, NoteKind.SPACE, [""])
 
     def _read(self, connection: Connection, keys: Sequence[str], tags: Sequence[str]) -> Reading:
         now = self._wall()
@@ -215,18 +253,10 @@ class SQLiteDriver:
         ttl: float | None,
     ) -> Nonces:
         db, rows, now = connection.db, self._rows, self._wall()
-
-        def made(tag: str, expires: float | None) -> bytes:
-            nonce = rows.nonce(db, tag, now)
-            if nonce is None:
-                nonce = fresh()
-                rows.set_nonce(db, tag, nonce, expires)
-            return nonce
-
-        space = made(WHOLE_SPACE, None) if keys else None
-        nonces = Nonces([space] * len(keys), [made(tag, end(now, ttl)) for tag in tags])
+        space = rows.make_nonce(db, WHOLE_SPACE, fresh, None, now) if keys else None
+        found = [rows.make_nonce(db, tag, fresh, ttl, now) for tag in tags]
         rows.tend(connection, now, 0)
-        return nonces
+        return Nonces([space] * len(keys), found)
 
     def _acquire(
         self,
@@ -289,6 +319,7 @@ class SQLiteDriver:
             self._rows.hold(connection.db, key, row._replace(kind=CONTESTED))
             return False
         self._enter(connection, key, stamp, data, ttl)
+        self._rows.tell(connection.db, NoteKind.KEY, [key])
         return True
 
     def _commit(
@@ -309,6 +340,7 @@ class SQLiteDriver:
                 self._rows.hold(connection.db, key, row._replace(kind=CONTESTED))
             else:
                 self._rows.clear(connection.db, key)
+        self._rows.tell(connection.db, NoteKind.KEY, keys)
 
     def _seize(
         self, connection: Connection, keys: Sequence[str], writer: bytes, lease: float
@@ -322,6 +354,7 @@ class SQLiteDriver:
                 expires = max(now + lease, row.expires or 0.0)
                 seized = block([*writers, writer], expires, contested=True)
             self._rows.store(connection.db, key, seized)
+        self._rows.tell(connection.db, NoteKind.KEY, keys)
 
     def _end(self, connection: Connection, keys: Sequence[str], writer: bytes) -> None:
         now = self._wall()
@@ -330,8 +363,10 @@ class SQLiteDriver:
             left = [w for w in row.writers() if w != writer] if row and row.kind >= BLOCK else []
             if row is not None and left:
                 self._rows.hold(connection.db, key, block(left, row.expires, contested=True))
-            else:
-                self._rows.clear(connection.db, key)
+                continue
+            self._rows.clear(connection.db, key)
+            if row is None or row.kind < BLOCK:  # its own ran out: others may have copied since
+                self._rows.tell(connection.db, NoteKind.KEY, [key])
 
     def _enter(
         self, connection: Connection, key: str, stamp: bytes, data: bytes, ttl: float | None
@@ -359,15 +394,3 @@ class SQLiteDriver:
             else:
                 self.void([key], deadline)
             raise
-
-
-def _max_bytes(query: str) -> int:
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    text = options.pop("max_bytes", str(MAX_BYTES))
-    if options:
-        raise ConfigurationError(
-            f"sqlite URL: unknown option {min(options)!r}; there is only 'max_bytes'"
-        )
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigurationError(f"sqlite URL: max_bytes={text!r}; write a number of bytes from 1")
-    return int(text)

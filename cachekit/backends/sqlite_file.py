@@ -64,15 +64,25 @@ _inherited: list[Connection] = []
 class SQLiteFile:
     """Transactions on one file, each within a deadline.
 
-    ``tables`` is the SQL that creates the tables; ``mark`` the ``application_id`` that tells our
-    file from another application's, which is refused and left alone."""
+    ``tables`` is the SQL that creates the tables that are not there; a file without the table
+    ``newest`` is given it. ``mark`` is the ``application_id`` that tells our file from another
+    application's, which is refused and left alone."""
 
     def __init__(
-        self, path: str, *, tables: str, mark: int, version: int, name: str, connections: int = 16
+        self,
+        path: str,
+        *,
+        tables: str,
+        newest: str,
+        mark: int,
+        version: int,
+        name: str,
+        connections: int = 16,
     ) -> None:
         self.path = path
         self.name = name
         self._tables = tables
+        self._newest = newest
         self._mark = mark
         self._version = version
         self._pool: Pool[Connection] = Pool(
@@ -227,6 +237,7 @@ class SQLiteFile:
                     if not empty:
                         raise FileRefused("was written by another version; give another path")
                     db.execute("PRAGMA journal_mode=WAL")
+                if (mark, version) != ours or not self._is_complete(db):
                     db.executescript(
                         f"BEGIN IMMEDIATE; {self._tables}; PRAGMA application_id={ours[0]};"
                         f" PRAGMA user_version={ours[1]}; COMMIT"
@@ -245,6 +256,10 @@ class SQLiteFile:
     def _marks(db: sqlite3.Connection) -> tuple[int, int]:
         mark = db.execute("PRAGMA application_id").fetchone()[0]
         return mark, db.execute("PRAGMA user_version").fetchone()[0]
+
+    def _is_complete(self, db: sqlite3.Connection) -> bool:
+        named = db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (self._newest,))
+        return named.fetchone() is not None
 
     def _make_folder(self) -> None:
         folder = Path(self.path).parent

@@ -1,36 +1,50 @@
-"""The tables of a cache file: slots, plain records, nonces; and what keeps them within bounds."""
+"""The tables of a cache file: slots, plain records, nonces, notes; and what keeps them bounded."""
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+from urllib.parse import parse_qsl
 
+from ..core.notes import SENDER_BYTES, Note, NoteKind, pack
+from ..errors import ConfigurationError
 from ..protocols import TOKEN_BYTES, Item, Slot, SlotState
 from .sqlite_file import Connection
 
 MARK = 0x63616B74  # application_id: "cakt"
 VERSION = 1
 TABLES = """
-CREATE TABLE slots (
+CREATE TABLE IF NOT EXISTS slots (
   space TEXT NOT NULL, key TEXT NOT NULL, kind INTEGER NOT NULL, stamp BLOB NOT NULL,
   holders BLOB NOT NULL, until REAL NOT NULL, made REAL NOT NULL, expires REAL, data BLOB,
   PRIMARY KEY (space, key));
-CREATE INDEX slots_expire ON slots (expires);
-CREATE TABLE records (
+CREATE INDEX IF NOT EXISTS slots_expire ON slots (expires);
+CREATE TABLE IF NOT EXISTS records (
   space TEXT NOT NULL, key TEXT NOT NULL, made REAL NOT NULL, expires REAL, data BLOB NOT NULL,
   PRIMARY KEY (space, key));
-CREATE INDEX records_expire ON records (expires);
-CREATE TABLE nonces (
+CREATE INDEX IF NOT EXISTS records_expire ON records (expires);
+CREATE TABLE IF NOT EXISTS nonces (
   space TEXT NOT NULL, tag TEXT NOT NULL, expires REAL, nonce BLOB NOT NULL,
   PRIMARY KEY (space, tag));
-CREATE INDEX nonces_expire ON nonces (expires)
+CREATE INDEX IF NOT EXISTS nonces_expire ON nonces (expires);
+CREATE TABLE IF NOT EXISTS notes (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, space TEXT NOT NULL, note BLOB NOT NULL)
 """
+NEWEST_TABLE = "notes"  # files of before have all but this
 TOKEN, ENTRY, BLOCK, CONTESTED = range(4)
 WHOLE_SPACE = ""  # the namespace's own nonce; a tag is never empty
 
 MAX_WRITERS = 64
 _CROWD = bytes(TOKEN_BYTES)
+_TAG_BLOCK = b"B"  # before the writers' ids: so a block is longer than any nonce
+
+MAX_BYTES = 2**30
+NOTES = 10_000  # the newest are kept; fewer in a small file
+NOTE_SHARE = 4096  # one note for so many bytes of the file's bound
+TRIM_EVERY = 256
 
 TEND_EVERY = 16
 TEND_BYTES = 2**20
@@ -67,7 +81,7 @@ class Row(NamedTuple):
         return self.holders == token and (self.kind == TOKEN or self.refreshing(now))
 
     def writers(self) -> list[bytes]:
-        return [self.holders[i : i + TOKEN_BYTES] for i in range(0, len(self.holders), TOKEN_BYTES)]
+        return _apart(self.holders)
 
     def standing(self, now: float) -> bool:
         """Not expired. A clock that went back ends all but blocks: they end by time alone, for a
@@ -78,15 +92,28 @@ class Row(NamedTuple):
 
 
 def block(writers: Sequence[bytes], expires: float | None, *, contested: bool) -> Row:
+    return Row(CONTESTED if contested else BLOCK, holders=_together(writers), expires=expires)
+
+
+def _together(writers: Sequence[bytes]) -> bytes:
     if len(writers) > MAX_WRITERS:
         # Ids of writers that never ended pile up only while others keep the block alive. Those
         # left out are stood for by an id nobody ends: then only time ends the block.
         writers = [_CROWD, *writers[-MAX_WRITERS + 1 :]]
-    return Row(CONTESTED if contested else BLOCK, holders=b"".join(writers), expires=expires)
+    return b"".join(writers)
+
+
+def _apart(ids: bytes) -> list[bytes]:
+    return [ids[i : i + TOKEN_BYTES] for i in range(0, len(ids), TOKEN_BYTES)]
 
 
 def _standing(made: float, expires: float | None, now: float) -> bool:
     return expires is None or made - BACKWARDS <= now < expires
+
+
+def space_of(namespace: str) -> str:
+    """Printable, for SQLite can not bind surrogates and its tools end a text at NUL."""
+    return namespace.encode("unicode_escape").decode("ascii")
 
 
 class Rows:
@@ -95,6 +122,9 @@ class Rows:
     def __init__(self, space: str, max_bytes: int) -> None:
         self._space = space
         self._max_bytes = max_bytes
+        self._notes = min(NOTES, max(TRIM_EVERY, max_bytes // NOTE_SHARE))
+        self._sender = os.urandom(SENDER_BYTES)
+        self._process = os.getpid()
 
     # -- slots
 
@@ -153,25 +183,90 @@ class Rows:
     # -- nonces
 
     def nonce(self, db: sqlite3.Connection, tag: str, now: float) -> bytes | None:
-        found = db.execute(
+        found = self._label(db, tag, now)
+        return None if found is None or _is_block(found[1]) else found[1]
+
+    def make_nonce(
+        self,
+        db: sqlite3.Connection,
+        tag: str,
+        fresh: Callable[[], bytes],
+        ttl: float | None,
+        now: float,
+    ) -> bytes | None:
+        """The present nonce, else a new one; None under a block."""
+        found = self._label(db, tag, now)
+        if found is not None:
+            return None if _is_block(found[1]) else found[1]
+        nonce = fresh()
+        self._set_label(db, tag, nonce, end(now, ttl))
+        return nonce
+
+    def drop_nonces(self, db: sqlite3.Connection, tags: Sequence[str]) -> None:
+        db.executemany(
+            f"DELETE FROM nonces WHERE space = ? AND tag = ? AND length(nonce) <= {TOKEN_BYTES}",
+            [(self._space, tag) for tag in tags],
+        )
+
+    def seize_tag(
+        self, db: sqlite3.Connection, tag: str, writer: bytes, lease: float, now: float
+    ) -> None:
+        found, writers, expires = self._label(db, tag, now), [writer], now + lease
+        if found is not None and _is_block(found[1]):
+            writers = [other for other in _apart(found[1][1:]) if other != writer] + writers
+            expires = max(expires, found[0] or 0.0)
+        self._set_label(db, tag, _TAG_BLOCK + _together(writers), expires)
+
+    def end_tag(self, db: sqlite3.Connection, tag: str, writer: bytes, now: float) -> bool:
+        """Whether no block stood: the writer's own had run out."""
+        found = self._label(db, tag, now)
+        blocked = found is not None and _is_block(found[1])
+        if found is not None and blocked:
+            left = [other for other in _apart(found[1][1:]) if other != writer]
+            if left:
+                self._set_label(db, tag, _TAG_BLOCK + _together(left), found[0])
+                return False
+        db.execute("DELETE FROM nonces WHERE space = ? AND tag = ?", (self._space, tag))
+        return not blocked
+
+    def _label(
+        self, db: sqlite3.Connection, tag: str, now: float
+    ) -> tuple[float | None, bytes] | None:
+        """A tag's nonce or block, and when it ends."""
+        found: tuple[float | None, bytes] | None = db.execute(
             "SELECT expires, nonce FROM nonces WHERE space = ? AND tag = ?", (self._space, tag)
         ).fetchone()
         if found is None or (found[0] is not None and now >= found[0]):
             return None
-        return found[1]  # type: ignore[no-any-return]  # as above
+        return found
 
-    def set_nonce(
-        self, db: sqlite3.Connection, tag: str, nonce: bytes, expires: float | None
+    def _set_label(
+        self, db: sqlite3.Connection, tag: str, label: bytes, expires: float | None
     ) -> None:
         db.execute(
             "INSERT OR REPLACE INTO nonces (space, tag, expires, nonce) VALUES (?, ?, ?, ?)",
-            (self._space, tag, expires, nonce),
+            (self._space, tag, expires, label),
         )
 
-    def drop_nonces(self, db: sqlite3.Connection, tags: Sequence[str]) -> None:
-        db.executemany(
-            "DELETE FROM nonces WHERE space = ? AND tag = ?", [(self._space, tag) for tag in tags]
-        )
+    # -- notes
+
+    @property
+    def sender(self) -> bytes:
+        """Who the notes say they are from: another in a forked child."""
+        if self._process != os.getpid():
+            self._sender, self._process = os.urandom(SENDER_BYTES), os.getpid()
+        return self._sender
+
+    def tell(self, db: sqlite3.Connection, kind: NoteKind, names: Sequence[str]) -> None:
+        """Note for the bus what this transaction invalidates; now and then forget the oldest."""
+        sender, now = self.sender, time.monotonic()
+        for name in names:
+            note = pack(Note(kind, name, sender, now))
+            newest = db.execute(
+                "INSERT INTO notes (space, note) VALUES (?, ?)", (self._space, note)
+            ).lastrowid
+            if newest is not None and newest % TRIM_EVERY == 0:
+                db.execute("DELETE FROM notes WHERE id <= ?", (newest - self._notes,))
 
     # -- bounds
 
@@ -193,6 +288,10 @@ class Rows:
         for _ in range(TEND_ROUNDS):
             if _used(db) <= self._max_bytes or not _evict(db):
                 return
+
+
+def _is_block(label: bytes) -> bool:
+    return len(label) > TOKEN_BYTES
 
 
 def end(now: float, ttl: float | None) -> float | None:
@@ -217,3 +316,16 @@ def _evict(db: sqlite3.Connection) -> int:
                     f" WHERE {which} {unless} ORDER BY expires LIMIT {TEND_ROWS - gone})"
                 ).rowcount
     return gone
+
+
+def max_bytes_of(query: str) -> int:
+    """The bound that a URL's query asks for."""
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    text = options.pop("max_bytes", str(MAX_BYTES))
+    if options:
+        raise ConfigurationError(
+            f"sqlite URL: unknown option {min(options)!r}; there is only 'max_bytes'"
+        )
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigurationError(f"sqlite URL: max_bytes={text!r}; write a number of bytes from 1")
+    return int(text)

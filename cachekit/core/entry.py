@@ -71,18 +71,18 @@ class LooseEntry(Entry):
 
 
 class Extra:
-    """What only some entries have: grace, tags, weight, a text key."""
+    """What only some entries have: grace, tags, weight, the name they are indexed by."""
 
-    __slots__ = ("expires", "seq", "tags", "text", "weight")
+    __slots__ = ("expires", "name", "seq", "tags", "weight")
 
     def __init__(
-        self, expires: float, tags: tuple[str, ...], seq: int, weight: float, text: str | None
+        self, expires: float, tags: tuple[str, ...], seq: int, weight: float, name: str | None
     ) -> None:
         self.expires = expires
         self.tags = tags
         self.seq = seq
         self.weight = weight
-        self.text = text
+        self.name = name
 
 
 def judge(entry: Entry, now: float) -> Verdict:

@@ -200,6 +200,7 @@ def named(
 
 
 _SAFE: Final = re.compile(rf"[!-$&-}}]{{1,{MAX_KEY}}}\Z")  # printable ASCII but % and ~
+_ESCAPED: Final = {b: f"%{b:02X}" for b in range(128) if not 0x21 <= b <= 0x7D or b == 0x25}
 
 
 def physical(text: str) -> str:
@@ -211,6 +212,8 @@ def physical(text: str) -> str:
         return text
     if not text:
         return "%"
+    if text.isascii() and len(text) <= MAX_KEY and len(safe := text.translate(_ESCAPED)) <= MAX_KEY:
+        return safe
     raw = text.encode("utf-8", "surrogatepass")
     safe = "".join(
         chr(b) if 0x21 <= b <= 0x7D and b != 0x25 else f"%{b:02X}" for b in raw[: MAX_KEY + 1]

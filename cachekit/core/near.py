@@ -4,10 +4,9 @@ The raw dictionaries of the decorated functions *are* this tier: a :class:`Shelf
 function's (or one instance's) entries, and the generated wrappers look into ``shelf.hot``
 directly. Everything that changes a shelf happens here, under one lock, on the miss.
 
-Freshness inside the process: a fill is refused when its flight was detached, when a writer's
-block stands, or when one of its tags was invalidated after the load began. Code that can run
-while the lock is held (finalisers, ``__eq__`` of a user's key) finds the tier busy and is
-passed by; invalidations that arrive so are carried out just after the lock is let go.
+A fill is refused when its flight was detached, a writer's block stands, or one of its tags was
+invalidated after the load began. Code that can run while the lock is held (finalisers, a key's
+``__eq__``) finds the tier busy and is passed by; invalidations that arrive so come just after.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any
 
 from .entry import INF, Entry, Extra, LooseEntry, Verdict, judge
 from .flights import Flight
+from .keys import physical
 from .place import Place, Shelf, Table
 from .policy import Span
 from .s3fifo import S3Fifo
@@ -53,8 +53,8 @@ class Near:
         self.weight = 0.0
         self.refused = 0
         self.writers = Writers(clock)
-        self._clocked = TagClock()
-        self._texts: dict[str, Entry] = {}
+        self._clocked = TagClock(clock)
+        self._named: dict[Hashable, Entry] = {}
         self._queue = S3Fifo(max_entries, _is_alive, _fold)
         self._tables: weakref.WeakSet[Table] = weakref.WeakSet()
         self.buried: list[Shelf] = []  # shelves of dead instances; emptied at the next fill
@@ -73,22 +73,23 @@ class Near:
         else:
             with self._section as free:
                 entry = self._entry(place) if free else None
-        if entry is None:
-            return Verdict.MISS, None
-        verdict = judge(entry, self.clock())
-        if verdict is not Verdict.MISS and not self._tags_hold(entry):
+        verdict = Verdict.MISS if entry is None else judge(entry, self.clock())
+        if entry is None or (verdict is not Verdict.MISS and not self._tags_hold(entry)):
             return Verdict.MISS, None
         return verdict, entry
 
     def by_text(self, text: str) -> Place | None:
         """The place of an indexed text key."""
-        entry = self._texts.get(text)
+        entry = self._named.get(physical(text))
         return None if entry is None else Place.of(entry, text)
 
     def enlist(self, table: Table) -> None:
-        """Make a function's table part of this tier."""
         with self._section:
             self._tables.add(table)
+
+    def tables(self) -> list[Table]:
+        with self._section:
+            return list(self._tables)
 
     def reset_after_fork(self) -> None:
         """In a forked child: nothing is held, and nothing that may be half done is kept."""
@@ -98,13 +99,10 @@ class Near:
             table.reset_after_fork()
         if self.mapping is not None:
             self.mapping.clear()
-        self._texts = {}
+        self._named = {}
+        self._clocked.reset_after_fork()
         self._queue.clear()
         self.live, self.weight = 0, 0.0
-
-    def all_tables(self) -> list[Table]:
-        with self._section:
-            return list(self._tables)
 
     def _entry(self, place: Place) -> Entry | None:
         if self.mapping is not None:
@@ -119,7 +117,7 @@ class Near:
                 return entry
         entry = shelf.side.get(place.typed) if shelf.side else None
         if entry is None and place.text is not None:
-            entry = self._texts.get(place.text)
+            entry = self._named.get(place.ident)
         return entry
 
     def _tags_hold(self, entry: Entry) -> bool:
@@ -169,8 +167,8 @@ class Near:
             if self.max_weight is not None and not 0 <= weight <= self.max_weight:  # or NaN
                 self._kill(place)
                 return False
-            if self.buried:
-                self._bury()
+            while self.buried:
+                self._empty(self.buried.pop())
             self._put(place, value, span, tags, seq, weight)
             return True
 
@@ -188,10 +186,11 @@ class Near:
         shelf = place.shelf
         table = shelf.table
         # A key of other than primitive types can not be read back from its text.
-        text = place.text if table.indexed or not place.primitive else None
+        indexed = place.text is not None and (table.indexed or not place.primitive)
+        name = str(place.ident) if indexed else None
         extra = None
-        if tags or text is not None or weight or span.kept != span.fresh:
-            extra = Extra(now + span.kept, tags, seq, weight, text)
+        if tags or name is not None or weight or span.kept != span.fresh:
+            extra = Extra(now + span.kept, tags, seq, weight, name)
         # The hit road of a table does not look at tags that are not its own: such an entry lies
         # where only the slow road finds it.
         foreign = not all(table.may_carry(tag) for tag in tags)
@@ -224,8 +223,8 @@ class Near:
                 shelf.hot[key] = entry
             else:
                 shelf.side[key] = entry
-            if text is not None:
-                self._texts[text] = entry
+            if name is not None:
+                self._named[name] = entry
             self.live += 1
             self._queue.add(entry)
         self.weight += weight
@@ -255,6 +254,16 @@ class Near:
             for place in places:
                 self.writers.contest(place.ident)
                 self._kill(place)
+
+    def kill_named(self, name: str) -> None:
+        """The same for what the bus names: a physical key, which may not be here at all."""
+        with self._section as free:
+            if not free:
+                self._section.defer(lambda: self.kill_named(name))
+                return
+            self.writers.contest(name)
+            entry = self._named.get(name) if self.mapping is None else self.mapping.get(name)
+            self._drop(name, entry)
 
     def kill_tags(self, tags: Collection[str]) -> None:
         """Invalidate every entry that carries one of the tags: O(number of functions)."""
@@ -295,10 +304,9 @@ class Near:
                 for shelf in table.shelves():
                     self._empty(shelf)
                 table.move_epoch()
-            self._texts.clear()
+            self._named.clear()
             self._queue.clear()
-            self.live = 0
-            self.weight = 0.0
+            self.live, self.weight = 0, 0.0
 
     def seize(self, places: Iterable[Place], writer: object, lease: float) -> None:
         """Block the places for a writer: their entries go, and no load may fill them."""
@@ -309,6 +317,17 @@ class Near:
                     self._kill(place)
                 else:
                     self._section.defer(lambda place=place: self.kill([place]))  # type: ignore[misc]  # lambda default
+
+    def seize_tags(self, tags: Collection[str], writer: object, lease: float) -> None:
+        """Block tags: entries with one are invalid, and none is kept until the end."""
+        with self._section:
+            self._clocked.seize(tags, writer, lease)
+        self.kill_tags(tags)
+
+    def end_tags(self, tags: Collection[str], writer: object) -> None:
+        with self._section:
+            self._clocked.end(tags, writer)
+        self.kill_tags(tags)  # what was loaded in between may be old
 
     def end(self, places: Iterable[Place], writer: object) -> None:
         """The writer is done with the places."""
@@ -341,13 +360,15 @@ class Near:
                 entry.deadline = min(self.clock() + seconds, entry.extra.expires)
 
     def _kill(self, place: Place) -> None:
-        entry = self._entry(place)
+        self._drop(place.ident, self._entry(place))
+
+    def _drop(self, ident: Hashable, entry: Entry | None) -> None:
         if entry is not None:
-            if self.mapping is not None:
-                self.mapping.pop(place.ident, None)
             entry.deadline = -INF
             if self.mapping is None:
                 self._remove(entry)
+            else:
+                self.mapping.pop(ident, None)
 
     def _remove(self, entry: Entry) -> None:
         shelf = entry.shelf
@@ -358,8 +379,8 @@ class Near:
         extra = entry.extra
         if extra is not None:
             self.weight -= extra.weight
-            if extra.text is not None and self._texts.get(extra.text) is entry:
-                del self._texts[extra.text]
+            if extra.name is not None and self._named.get(extra.name) is entry:
+                del self._named[extra.name]
         self.live -= 1
         shelf.table.tally.hits += entry.uses
         entry.uses = 0.0
@@ -369,10 +390,6 @@ class Near:
         for home in (shelf.hot, shelf.side):
             for entry in list(home.values()):
                 self._remove(entry)
-
-    def _bury(self) -> None:
-        while self.buried:
-            self._empty(self.buried.pop())
 
 
 def _is_alive(entry: Entry) -> bool:

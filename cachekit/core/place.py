@@ -169,7 +169,7 @@ class Place:
                 raise
             self.text = None
         if self.text is not None:
-            self.ident: Hashable = self.text
+            self.ident: Hashable = keys.physical(self.text)  # as backends and the bus name it
         else:
             self.ident = (table.name, id(shelf), self.typed)
 
@@ -182,7 +182,7 @@ class Place:
         place.raw = place._typed = entry.key
         place.types = entry.types
         place.values = ()
-        place.text = place.ident = text
+        place.text, place.ident = text, keys.physical(text)
         return place
 
     @property

@@ -77,6 +77,9 @@ class Policy:
     - ``wait``: how long a caller waits for another process's load before it loads itself
       (without the right to fill).
     - ``load_timeout``: no caller waits for a load longer than this; then LoadTimeoutError.
+    - ``row_version``: the source's version of a row, as an int, from a value: a load that is
+      older than what still stands in the cache (a lagging replica) is then not stored. Beside
+      the lease, never in its place: an emptied slot has no version to compare with.
     - ``write_lease``: how long a writer's block stands if the writer dies; at least the
       source's own deadline for a write.
     """
@@ -91,6 +94,7 @@ class Policy:
     wait: float = 10.0
     load_timeout: float | None = None
     write_lease: float = 30.0
+    row_version: Callable[[Any], int | None] | None = None
 
     @classmethod
     def make(cls, *, ttl: Ttl = None, **options: Any) -> Policy:
@@ -109,6 +113,10 @@ class Policy:
                 number = isinstance(value, (int, float)) and not isinstance(value, bool)
                 if value is not None and not (number and 0 < value < math.inf):
                     raise ValueError(f"beta: expected a positive number, got {value!r}")
+                cooked[name] = value
+            elif name == "row_version":
+                if value is not None and not callable(value):
+                    raise TypeError("row_version: expected a function of the value")
                 cooked[name] = value
             elif name in ("negative_ttl", "load_timeout"):
                 cooked[name] = optional_seconds(value, name)

@@ -63,6 +63,11 @@ class Writers:
             return block is None
         return block is not None and not block.contested and block.ids == {writer}
 
+    def blocked(self, ident: Hashable) -> bool:
+        """Whether a block stands. Changes nothing: may be asked without the lock."""
+        block = self._blocks.get(ident)
+        return block is not None and self._clock() < block.until
+
     def contest(self, ident: Hashable) -> None:
         block = self._blocks.get(ident)
         if block is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..coherence import Coherence
 from ..core.entry import INF, MISSING
 from ..core.flights import Flight
 from ..core.near import Near
@@ -41,8 +42,7 @@ class Ready(NamedTuple):
 
 
 class Filler:
-    """Fills the tiers of one cache. ``bound``: how many seconds a near copy of a shared entry is
-    trusted (None = its whole life)."""
+    """Fills the tiers of one cache."""
 
     def __init__(
         self,
@@ -51,14 +51,14 @@ class Filler:
         far: Far | None,
         meter: Meter,
         *,
-        bound: float | None,
+        coherence: Coherence,
         strict: bool,
     ) -> None:
         self.runtime = runtime
         self.near = near
         self.far = far
         self.meter = meter
-        self.bound = bound
+        self.coherence = coherence
         self.strict = strict
         # Whether a key has an unwritten value: newer than whatever was loaded.
         self.dirty: list[Callable[[Hashable], bool]] = []
@@ -78,6 +78,18 @@ class Filler:
             )
             return None
 
+    def row_version(self, recipe: Recipe, value: Any) -> int | None:
+        """The source's own version of a row, where the user said how to tell."""
+        tell = recipe.policy.row_version
+        if tell is None or value is None:
+            return None
+        try:
+            version = tell(value)
+        except Exception as error:
+            self.meter.event("row_version_errors", function=recipe.name, error=type(error).__name__)
+            return None
+        return version if isinstance(version, int) and abs(version) < 2**63 else None
+
     def keep_near(
         self,
         place: Place,
@@ -90,26 +102,16 @@ class Filler:
         *,
         grace: float = 0.0,
         asked: float | None = None,
+        told: bool = True,
     ) -> bool:
         """Fill the near tier. ``asked``: when the far tier was asked for this value, or for the
-        nonces it is stored with: since then other processes may have invalidated it."""
-        age = 0.0 if asked is None else self.runtime.clock() - asked
-        near_span = self.near_span(span, grace, age)
+        nonces it is stored with (None: it was not): since then others may have invalidated it."""
+        near_span = self.coherence.span(span, grace, -INF if asked is None else asked, told)
         if near_span is None or any(is_dirty(place.ident) for is_dirty in self.dirty):
             return False
         return self.near.store(
             place, value, near_span, tags=tags, seq=seq, flight=flight, writer=writer
         )
-
-    def near_span(self, span: Span, grace: float = 0.0, age: float = 0.0) -> Span | None:
-        """How long a near copy is trusted; None = it is not kept. ``age``: seconds since the far
-        tier was asked for it; ``grace``: beyond the bound it may be served only where the user
-        allowed that, while the far tier is away."""
-        bound = self.bound
-        if self.far is None or bound is None:
-            return span
-        trust = min(span.fresh, bound - age)
-        return Span(trust, min(span.kept, trust + grace)) if trust > 0 else None
 
     def encode(
         self,
@@ -121,10 +123,11 @@ class Filler:
         cost: float,
         right: Right,
         name: str,
+        version: int | None = None,
     ) -> bytes | None:
         """The entry's bytes; None for a value that can not be stored exactly (counted)."""
         try:
-            return far.packer.pack(place.text or "", value, codec, span, cost, right)
+            return far.packer.pack(place.text or "", value, codec, span, cost, right, version)
         except CodecError as error:
             self.meter.event("refused_values", function=name)
             self.meter.warn_once(f"codec {name}", "%s: not cached: %s", name, error)
@@ -187,8 +190,11 @@ class Filler:
             if right is not None:
                 await self.give_back(world, place, right)
             return True
+        asked, grace = self.runtime.clock() - cost, recipe.policy.grace
         if local:
-            self.keep_near(place, value, span, tags, seq, flight, grace=recipe.policy.grace)
+            self.keep_near(
+                place, value, span, tags, seq, flight, grace=grace, asked=asked, told=False
+            )
             return True
         far, key = self.far, place.text
         if right is None or far is None or key is None:
@@ -201,12 +207,17 @@ class Filler:
             await self.give_back(world, place, right)
             return False
         right = right._replace(nonces={tag: right.nonces[tag] for tag in tags})
-        data = self.encode(far, place, value, recipe.codec, span, cost, right, recipe.name)
+        version = self.row_version(recipe, value)
+        data = None
+        if version is None or right.row is None or version >= right.row:
+            data = self.encode(
+                far, place, value, recipe.codec, span, cost, right, recipe.name, version
+            )
+        else:
+            self.meter.count("fills_older")  # a lagging replica: what is there is newer
         if data is None:
             await self.give_back(world, place, right)
             return False
-        asked = self.runtime.clock() - cost
-        grace = recipe.policy.grace
         return Ready(place, key, value, span, tags, seq, flight, right, data, grace, asked)
 
     async def store(self, world: AnyWorld, ready: Sequence[Ready]) -> list[bool]:
@@ -230,7 +241,7 @@ class Filler:
         except BackendError:
             # Filled or not, the replies are lost; a token that still stands must go.
             far.give_back_behind(world, [(r.key, r.right.token) for r in ready])
-            return [not r.flight.detached and self.bound != 0 for r in ready]
+            return [not r.flight.detached and self.coherence.shares for r in ready]
         except BaseException:
             far.give_back_behind(world, [(r.key, r.right.token) for r in ready])
             raise

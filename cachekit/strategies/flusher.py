@@ -24,7 +24,7 @@ from ..core.policy import Batching, Retrying
 from ..logs.memory import MemoryLog
 from ..observe import Meter, log
 from ..runtime import AnyWorld, AsyncioWorld, Runtime, drive
-from .writer import outcome_unknown
+from .intent import outcome_unknown
 
 # Applies a batch: the outcome's value is {id: error} of what failed (or None).
 Apply = Callable[[AnyWorld, Sequence[Op]], Awaitable[Outcome]]

@@ -187,7 +187,7 @@ class _Batch:
         for ident, flight in lead.items():
             if local and self.recipe.discovery is None:
                 flight.tags = self.jobs[ident].tags
-            flight.loading = reader.filler.bound == 0  # strict: who comes later asks himself
+            flight.loading = not reader.filler.coherence.shares
         if far is not None:
             try:
                 self.rights = await self._ask(far, lead, seq)
@@ -252,9 +252,19 @@ class _Batch:
         started = reader.runtime.clock()
         tally.loads += 1
         tally.misses += len(open_)
-        outcome = await world.bounded(
-            lambda w: self.load(w, positions), self.recipe.policy.load_timeout
-        )
+        held = [(i, right) for i in open_ if (right := self.rights.get(i)) is not None]
+        try:
+            if reader.keeper is not None:
+                for ident, right in held:
+                    key = self.jobs[ident].place.text or ""
+                    reader.keeper.hold(key, right, self.recipe.policy)
+            outcome = await world.bounded(
+                lambda w: self.load(w, positions), self.recipe.policy.load_timeout
+            )
+        finally:
+            if reader.keeper is not None:
+                for _, right in held:
+                    reader.keeper.let_go(right)
         cost = reader.runtime.clock() - started
         if outcome is None:
             outcome = Outcome(error=reader.too_slow(self.jobs[open_[0]]))
@@ -287,5 +297,5 @@ class _Batch:
             if value is MISSING:
                 lead[ident].hand_on()  # whoever joined asks his own loader
             else:
-                sure = certain[ident] and reader.filler.bound != 0
+                sure = certain[ident] and reader.filler.coherence.shares
                 lead[ident].land(value, certain=sure)

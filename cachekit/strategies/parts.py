@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, get_type_hints
 
 from ..codecs import registry_of, resolve
+from ..coherence import Coherence
 from ..core.near import Near
 from ..core.place import Table
 from ..core.policy import Policy
 from ..errors import ConfigurationError
+from ..events import Events
 from ..invalidation import Invalidator
 from ..observe import Meter
 from ..protocols import Backend, Codec
@@ -29,6 +31,8 @@ class Parts:
     near: Near
     far: Far | None
     invalidator: Invalidator
+    coherence: Coherence
+    events: Events
     reader: Reader
     writer: Writer
     policy: Policy  # the cache's defaults

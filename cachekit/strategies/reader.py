@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..coherence import Coherence
 from ..core.deadline import Deadline
 from ..core.entry import MISSING, Entry, Verdict
 from ..core.flights import Flight, closes_circle, led
@@ -24,6 +25,7 @@ from ..runtime import AnyWorld, Runtime
 from ..tiers import Far
 from .filling import Filler
 from .job import Job, nonce_life
+from .renewal import Keeper
 
 TRIES = 4
 POLL_FIRST = 0.01
@@ -32,8 +34,7 @@ BACK_OFF = 1.0
 
 
 class Reader:
-    """Reads through the tiers of one cache. ``bound``: how many seconds a near copy of a shared
-    entry is trusted (None = its whole life)."""
+    """Reads through the tiers of one cache."""
 
     def __init__(
         self,
@@ -43,8 +44,8 @@ class Reader:
         invalidator: Invalidator,
         meter: Meter,
         *,
+        coherence: Coherence,
         strict: bool,
-        bound: float | None,
     ) -> None:
         self.runtime = runtime
         self.near = near
@@ -52,7 +53,8 @@ class Reader:
         self.invalidator = invalidator
         self.meter = meter
         self.strict = strict
-        self.filler = Filler(runtime, near, far, meter, bound=bound, strict=strict)
+        self.keeper = Keeper(runtime, far, meter) if far is not None else None
+        self.filler = Filler(runtime, near, far, meter, coherence=coherence, strict=strict)
 
     # -- one key --------------------------------------------------------------------------
 
@@ -165,7 +167,7 @@ class Reader:
                 flight.tags = job.tags
             return await self._load_and_fill(world, job, flight, seq, None, local=True)
         # The far entry may carry tags that this job does not know: any tag detaches it.
-        flight.loading = self.filler.bound == 0  # strict: who comes later asks for himself
+        flight.loading = not self.filler.coherence.shares
         try:
             found, right = await self._ask(world, far, key, job)
         except BackendError as error:
@@ -199,7 +201,7 @@ class Reader:
                 grace=job.recipe.policy.grace,
                 asked=found.asked,
             )
-        flight.land(found.value, certain=self.filler.bound != 0)
+        flight.land(found.value, certain=self.filler.coherence.shares)
         world.flights.leave(flight)
         if found.verdict is Verdict.STALE:
             job.recipe.tally.stale += 1
@@ -250,11 +252,16 @@ class Reader:
         started = self.runtime.clock()
         flight.loading = True
         try:
+            if right is not None and self.keeper is not None:
+                self.keeper.hold(job.place.text or "", right, job.recipe.policy)
             outcome = await self._load(world, job)
         except BaseException:
             # Cancelled: whoever takes over must not wait for this lease to end.
             self.filler.give_back_behind(world, job.place, right)
             raise
+        finally:
+            if right is not None and self.keeper is not None:
+                self.keeper.let_go(right)
         if outcome.error is not None:
             if right is not None:
                 await self.filler.give_back(world, job.place, right)
@@ -273,7 +280,7 @@ class Reader:
         if outcome.value is MISSING:
             flight.hand_on()  # a batch loader had nothing: whoever joined asks his own loader
         else:
-            flight.land(outcome.value, certain=certain and self.filler.bound != 0)
+            flight.land(outcome.value, certain=certain and self.filler.coherence.shares)
         return outcome
 
     async def _load(self, world: AnyWorld, job: Job) -> Outcome:

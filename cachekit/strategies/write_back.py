@@ -157,7 +157,9 @@ class WriteBack(Strategy):
         self._detach([place.ident])
         filler = parts.reader.filler
         span = filler.span(self.policy, value, 0.0, self.name) if kind is OpKind.PUT else None
-        near_span = filler.near_span(span) if span is not None and not parts.off else None
+        near_span = None
+        if span is not None and not parts.off:
+            near_span = parts.coherence.span(span, 0.0, parts.runtime.clock())
         if near_span is None or not parts.near.store(
             place, value, near_span, tags=tags, seq=parts.near.seq
         ):

@@ -22,11 +22,8 @@ from ..packing import Right
 from ..runtime import AnyWorld, Runtime
 from ..tiers import Far
 from .filling import Filler
+from .intent import Intent, outcome_unknown
 from .job import Recipe
-
-# PEP 249: "an unexpected disconnect occurs, ... a transaction could not be processed": such an
-# error says nothing about whether the write landed. Known by name, whatever the driver.
-_UNKNOWN_BY_NAME = frozenset({"OperationalError", "InterfaceError"})
 
 Action = Callable[[AnyWorld], Awaitable[Outcome]]
 
@@ -46,13 +43,6 @@ class Written(NamedTuple):
 
     result: Any = None
     pending: bool = False
-
-
-def outcome_unknown(error: BaseException) -> bool:
-    """Whether a source's error leaves open if the write took place (or will, later)."""
-    return isinstance(error, (TimeoutError, ConnectionError)) or any(
-        cls.__name__ in _UNKNOWN_BY_NAME for cls in type(error).__mro__
-    )
 
 
 class Writer:
@@ -95,29 +85,35 @@ class Writer:
         that lands late can not leave the older value behind. Far tier away before the write:
         strict raises and the source is not touched; else the source is written and the
         invalidation is queued."""
-        places = [target.place for target in targets]
-        writer = self.runtime.token()
-        lease = recipe.policy.write_lease
-        self.near.seize(places, writer, lease)
-        self._detach(places)
+        intent = self.intent([t.place for t in targets], drop, recipe.policy.write_lease)
         seq, asked = self.near.seq, self.runtime.clock()
-        far, rights = self.far, None
-        if far is not None:
-            try:
-                rights = await self._seize(world, far, recipe, targets, writer, fill=fill)
-            except BackendError as error:
-                if self.strict:
-                    self._leave(places, writer)
-                    return Outcome(error=error)
+        rights: dict[Any, Right | None] = {}
+        try:
+            await intent.enter(world)
+            if fill and self.far is not None:
+                rights = await self._rights(world, self.far, targets, intent.writer)
+        except BackendError as error:
+            if self.strict:
+                await intent.leave(world)
+                return Outcome(error=error)
+        except BaseException:
+            intent.leave_behind(world)
+            raise
         outcome = await action(world)
         try:
             return await self._finish(
-                world, recipe, targets, outcome, rights, writer, seq, asked, fill=fill, drop=drop
+                world, recipe, targets, outcome, intent, rights, seq, asked, fill=fill
             )
         except BaseException:
             # Cancelled after the source was called: nothing older may stay anywhere.
-            self.invalidator.owe(places, drop)
+            intent.owe()
             raise
+
+    def intent(self, places: Sequence[Place], tags: Sequence[str], lease: float) -> Intent:
+        """Blocks for a write of ``places`` that makes ``tags`` outdated."""
+        return Intent(
+            self.runtime, self.near, self.far, self.invalidator, places, tuple(tags), lease
+        )
 
     async def _finish(
         self,
@@ -125,42 +121,35 @@ class Writer:
         recipe: Recipe,
         targets: Sequence[Target],
         outcome: Outcome,
-        rights: dict[Any, Right | None] | None,
-        writer: bytes,
+        intent: Intent,
+        rights: dict[Any, Right | None],
         seq: int,
         asked: float,
         *,
         fill: bool,
-        drop: Sequence[str],
     ) -> Outcome:
-        places = [target.place for target in targets]
-        keys = [place.text for place in places if place.text is not None]
-        far = self.far
         if outcome.error is not None:
-            if not outcome_unknown(outcome.error):
-                await self._end(world, far, keys, writer)
-                self._leave(places, writer)
-            if drop:
-                await self._drop(world, drop)
+            if outcome_unknown(outcome.error):
+                self.invalidator.detach(intent.places, intent.tags)
+                if not intent.told:
+                    intent.owe()
+            else:
+                await intent.leave(world)
             return outcome
-        pending = False
-        if far is None:
-            if fill:
-                for target in targets:
-                    self._keep(recipe, target, seq, writer)
-        elif rights is None:
-            self.invalidator.postpone([("key", key) for key in keys])
-            pending = True
-        elif fill:
+        far, left = self.far, intent.keys
+        if fill and far is None:
+            for target in targets:
+                self._keep(recipe, target, seq, intent.writer)
+        elif fill and far is not None and intent.told:
+            left = []
             for target in targets:
                 right = rights.get(target.place.ident)
-                await self._commit(world, far, recipe, target, right, writer, seq, asked=asked)
-        else:
-            await self._end(world, far, keys, writer)
-        self._leave(places, writer)
-        if drop:
-            pending = await self._drop(world, drop) or pending
-        return Outcome(Written(outcome.value, pending))
+                if not await self._commit(
+                    world, far, recipe, target, right, intent.writer, seq, asked=asked
+                ):
+                    left.append(target.place.text or "")
+        told = await intent.leave(world, left)
+        return Outcome(Written(outcome.value, not told))
 
     async def then_void(
         self,
@@ -180,10 +169,10 @@ class Writer:
             raise
         except BaseException:
             # Cancelled or interrupted; to block first costs at most the far tier's budget.
-            await self._block(world, places, lease)
+            await self.block(world, places, drop, lease)
             raise
         if outcome.error is not None and outcome_unknown(outcome.error):
-            await self._block(world, places, lease)
+            await self.block(world, places, drop, lease)
         before = len(self.invalidator.pending)
         self.invalidator.detach(places, drop)
         try:
@@ -198,40 +187,30 @@ class Writer:
             return outcome
         return Outcome(Written(outcome.value, len(self.invalidator.pending) > before))
 
-    async def _block(self, world: AnyWorld, places: Sequence[Place], lease: float) -> None:
-        """Nobody fills these keys for ``lease`` seconds: a write of theirs may still land."""
-        writer = self.runtime.token()
-        self.near.seize(places, writer, lease)
-        self._detach(places)
-        keys = [place.text for place in places if place.text is not None]
-        if self.far is None or not keys:
-            return
+    async def block(
+        self, world: AnyWorld, places: Sequence[Place], tags: Sequence[str], lease: float
+    ) -> None:
+        """Nobody fills these for ``lease`` seconds: a write of theirs may still land."""
+        intent = self.intent(places, tags, lease)
         try:
-            await self.far.seize(world, keys, writer, lease, self.far.deadline(world))
+            await intent.enter(world)
         except BackendError:
-            self.invalidator.postpone([("key", key) for key in keys])
+            intent.owe()
+        except BaseException:
+            intent.owe()
+            raise
 
-    async def _seize(
-        self,
-        world: AnyWorld,
-        far: Far,
-        recipe: Recipe,
-        targets: Sequence[Target],
-        writer: bytes,
-        *,
-        fill: bool,
+    async def _rights(
+        self, world: AnyWorld, far: Far, targets: Sequence[Target], writer: bytes
     ) -> dict[Any, Right | None]:
+        """Before the source is written: nonces read later would hide an invalidation."""
         deadline = far.deadline(world)
-        keys = [t.place.text or "" for t in targets]
-        await far.seize(world, keys, writer, recipe.policy.write_lease, deadline)
-        rights: dict[Any, Right | None] = {}
-        if fill:
-            for target, key in zip(targets, keys, strict=True):
-                # Before the source is written: nonces read later would hide an invalidation.
-                rights[target.place.ident] = await far.nonces(
-                    world, key, target.tags, writer, None, deadline
-                )
-        return rights
+        return {
+            target.place.ident: await far.nonces(
+                world, target.place.text or "", target.tags, writer, None, deadline
+            )
+            for target in targets
+        }
 
     async def _commit(
         self,
@@ -244,25 +223,34 @@ class Writer:
         seq: int,
         *,
         asked: float,
-    ) -> None:
+    ) -> bool:
+        """Fill over the own block; False where that is not possible and the block must be ended."""
         place, key = target.place, target.place.text or ""
         span = self.filler.span(recipe.policy, target.value, 0.0, recipe.name)
         data = None
         if span is not None and right is not None:
             data = self.filler.encode(
-                far, place, target.value, recipe.codec, span, 0.0, right, recipe.name
+                far,
+                place,
+                target.value,
+                recipe.codec,
+                span,
+                0.0,
+                right,
+                recipe.name,
+                self.filler.row_version(recipe, target.value),
             )
         if span is None or right is None or data is None:
-            await self._end(world, far, [key], writer)
-            return
+            return False
         try:
             kept = await far.commit(world, key, right, data, span, far.deadline(world))
         except BackendError:
-            return  # the block stands until it expires
+            return False
         if kept:
             self._keep(recipe, target, seq, writer, asked=asked)
         else:
             self.meter.count("fills_refused")
+        return True
 
     def _keep(
         self,
@@ -278,31 +266,3 @@ class Writer:
             self.filler.keep_near(
                 target.place, target.value, span, target.tags, seq, None, writer, asked=asked
             )
-
-    async def _end(
-        self, world: AnyWorld, far: Far | None, keys: Sequence[str], writer: bytes
-    ) -> None:
-        if far is None or not keys:
-            return
-        try:
-            await far.end(world, keys, writer, far.deadline(world))
-        except BackendError:
-            return  # the block expires by itself
-
-    async def _drop(self, world: AnyWorld, tags: Sequence[str]) -> bool:
-        """Invalidate tags, queued where the far tier is away; says whether it is pending."""
-        before = len(self.invalidator.pending)
-        self.invalidator.detach((), tags)
-        await self.invalidator.tell(world, (), tags, replay=True)
-        self.invalidator.detach((), tags)
-        return len(self.invalidator.pending) > before
-
-    def _detach(self, places: Sequence[Place]) -> None:
-        for world in self.runtime.worlds():
-            for place in places:
-                world.flights.detach(place.ident)
-
-    def _leave(self, places: Sequence[Place], writer: bytes) -> None:
-        # Loads that began while the source was being written may have read the old value.
-        self._detach(places)
-        self.near.end(places, writer)

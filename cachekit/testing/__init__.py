@@ -23,7 +23,7 @@ __all__ = [
     "ServerMissing",
 ]
 
-_REWRITTEN = ("records", "slots", "nonces", "races", "contract")
+_REWRITTEN = ("records", "slots", "batches", "nonces", "tags", "buses", "races", "contract")
 
 
 def __getattr__(name: str) -> Any:

@@ -14,13 +14,21 @@ server comes from a fixture of the subclass's own, marked ``autouse``, that sets
 from __future__ import annotations
 
 from .batches import BatchesContract
+from .buses import BusContract
 from .nonces import NoncesContract
 from .races import RacesContract
 from .records import RecordsContract
 from .slots import SlotsContract
+from .tags import TagBlocksContract
 
 
 class BackendContract(
-    RecordsContract, SlotsContract, BatchesContract, NoncesContract, RacesContract
+    RecordsContract,
+    SlotsContract,
+    BatchesContract,
+    NoncesContract,
+    TagBlocksContract,
+    BusContract,
+    RacesContract,
 ):
     """Subclass in a test module and define ``make_backend(self, namespace)``."""

@@ -104,3 +104,37 @@ class Model:
     def _entry(self, stamp: bytes, data: bytes, ttl: float | None) -> Model:
         until = NEVER if ttl is None else self.now + ttl
         return Model(self.now, stamp=stamp, data=data, entry_until=until)
+
+
+@dataclass(frozen=True)
+class TagModel:
+    """One tag: its nonce, or the block of the writers in flight."""
+
+    now: float = 0.0
+    nonce: bytes | None = None
+    writers: frozenset[bytes] = frozenset()
+    block_until: float = NEVER
+
+    def at(self, now: float) -> TagModel:
+        if self.writers and self.block_until <= now:
+            return TagModel(now)
+        return replace(self, now=now)
+
+    def nonces(self, new: bytes) -> bytes | None:
+        """What ``nonces`` answers when it would make ``new``."""
+        return None if self.writers else self.nonce or new
+
+    def step(self, verb: str, me: bytes, lease: float, new: bytes) -> TagModel:
+        if verb == "nonces":
+            return replace(self, nonce=self.nonces(new))
+        if verb == "drop":
+            return replace(self, nonce=None)
+        if verb == "seize":
+            until = self.now + lease
+            if self.writers:
+                until = max(self.block_until, until)
+            return TagModel(self.now, writers=self.writers | {me}, block_until=until)
+        if verb == "end":
+            others = self.writers - {me}
+            return replace(self, writers=others) if others else TagModel(self.now)
+        return self

@@ -51,6 +51,8 @@ class RecordsContract(Suite):
         await slots.seize([], lab.token(), 10.0, lab.deadline())
         await slots.end([], lab.token(), lab.deadline())
         await slots.drop_tags([], lab.deadline())
+        await slots.seize_tags([], lab.token(), 10.0, lab.deadline())
+        await slots.end_tags([], lab.token(), lab.deadline())
 
     @in_both_worlds
     async def test_a_later_value_replaces_and_a_deleted_key_is_gone(self, lab: Lab) -> None:
@@ -242,5 +244,7 @@ def _every_verb(lab: Lab, late: Deadline) -> dict[str, Callable[[], Job]]:
         "end": lambda: slots.end(["k"], token, late),
         "nonces": lambda: slots.nonces(["k"], ["t"], lab.token, None, late),
         "drop_tags": lambda: slots.drop_tags(["t"], late),
+        "seize_tags": lambda: slots.seize_tags(["t"], token, 1.0, late),
+        "end_tags": lambda: slots.end_tags(["t"], token, late),
         "drop_space": lambda: slots.drop_space(late),
     }

@@ -35,7 +35,7 @@ class Patient(MemoryBackend):
 
     def open(self, world: World) -> MemoryStore:
         store = self.store(self.name, self._shelf)
-        slots = self.slots(self.name, self._shelf)
+        slots = self.slots(self.name, self._shelf, store.sender)
         slots.world = world  # type: ignore[attr-defined]  # for those that let rivals in
         store.slots = slots
         return store

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cachekit.backends import local_slots
+from cachekit.backends import holds
 from cachekit.backends.local_slots import LocalSlots, Table
 from cachekit.core.deadline import Deadline
 from cachekit.errors import BackendTimeout, BackendUnavailable
@@ -257,10 +257,47 @@ def test_a_nonce_dropped_while_it_is_created_does_not_come_back() -> None:
     asyncio.run(run())
 
 
+def test_a_nonce_created_while_its_tag_is_blocked_does_not_come_back_after_the_block() -> None:
+    async def run() -> None:
+        store = GatedStore()
+        slots = LocalSlots(store)
+        fresh = iter([bytes([n]) * 16 for n in range(1, 9)]).__next__
+        store.hold()
+        creation = asyncio.ensure_future(slots.nonces([], ["t"], fresh, None, LATE))
+        await store.arrived.wait()
+        await slots.seize_tags(["t"], TOKEN, 10.0, LATE)
+        await store.land()
+        assert (await creation).tags == [None]
+        await slots.end_tags(["t"], TOKEN, LATE)
+        assert (await slots.read([], ["t"], LATE)).nonces == [None]
+        assert (await slots.nonces([], ["t"], fresh, None, LATE)).tags == [b"\2" * 16]
+
+    asyncio.run(run())
+
+
+def test_a_nonce_that_could_not_be_deleted_is_hidden_by_the_block_until_it_is() -> None:
+    async def run() -> None:
+        store, clock = GatedStore(), ManualClock()
+        slots = LocalSlots(store, table=Table(clock))
+        await slots.nonces([], ["t"], lambda: OTHER, None, LATE)
+        store.down = True
+        with pytest.raises(BackendUnavailable):
+            await slots.seize_tags(["t"], TOKEN, 10.0, LATE)
+        with pytest.raises(BackendUnavailable):
+            await slots.end_tags(["t"], TOKEN, LATE)
+        assert (await slots.read([], ["t"], LATE)).nonces == [None]
+        assert (await slots.nonces([], ["t"], lambda: TOKEN, None, LATE)).tags == [None]
+        store.down = False
+        await slots.end_tags(["t"], TOKEN, LATE)
+        assert (await slots.read([], ["t"], LATE)).nonces == [None]
+
+    asyncio.run(run())
+
+
 def test_writes_in_doubt_are_bounded_and_forgetting_one_only_costs_misses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(local_slots, "DOUBTS", 3)
+    monkeypatch.setattr(holds, "DOUBTS", 3)
 
     async def run() -> None:
         store = GatedStore()

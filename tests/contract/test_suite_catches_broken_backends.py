@@ -6,12 +6,14 @@ import itertools
 from collections.abc import Callable, Iterator
 
 import broken_backends as broken
+import broken_buses
+import broken_tags
 import pytest
 from broken_backends import Patient, one_space_for_all
 
 from cachekit.backends.memory import MemorySlots, MemoryStore
 from cachekit.protocols import Backend
-from cachekit.testing import BackendContract
+from cachekit.testing import BackendContract, buses
 
 # test: what it must catch. The comparison at the end keeps the list complete.
 CAUGHT: dict[str, list[type]] = {
@@ -70,6 +72,64 @@ CAUGHT: dict[str, list[type]] = {
     "test_a_nonce_made_before_a_drop_is_gone_after_it_whoever_creates": [
         broken.NoncesLookAndThenStore
     ],
+    "test_a_blocked_tag_has_no_nonce_and_gets_none": [
+        broken_tags.NoncesAreMadeUnderABlock,
+        broken_tags.SeizeTagsOnlyDrops,
+    ],
+    "test_a_tags_block_stands_until_its_last_writer_ends": [
+        broken_tags.AnyEndEndsABlock,
+        broken_tags.SeizeTagsCountsWriters,
+        broken_tags.SeizeTagsTakesABlockOver,
+    ],
+    "test_nonces_before_and_after_a_block_differ": [broken_tags.NoncesComeBackAfterABlock],
+    "test_dropping_a_blocked_tag_leaves_its_block": [broken_tags.DropTagsEndsBlocks],
+    "test_ending_where_no_block_is_left_deletes_the_nonce": [broken_tags.EndTagsLeavesNonces],
+    "test_a_tags_block_ends_with_its_longest_lease": [
+        broken_tags.SeizeTagsTakesTheLastLease,
+        broken_tags.TagBlocksNeverEnd,
+        broken_tags.NoncesComeBackAfterABlock,
+        broken_tags.EndTagsLeavesNonces,
+    ],
+    "test_a_tags_block_is_no_keys_block_and_no_neighbours": [
+        broken_tags.TagBlocksAreKeyBlocks,
+        one_space_for_all(lambda name: name.rstrip("x")),
+    ],
+    "test_writers_of_a_tag_that_met_both_count": [broken_tags.SeizeTagsLooksAndThenStores],
+    "test_no_nonce_outlives_a_block_that_it_met": [broken_tags.NoncesLookAndThenEndTheBlock],
+    "test_a_random_run_on_a_tag_does_what_the_model_does": [
+        broken_tags.NoncesAreMadeUnderABlock,
+        broken_tags.NoncesComeBackAfterABlock,
+        broken_tags.EndTagsLeavesNonces,
+        broken_tags.SeizeTagsTakesTheLastLease,
+        broken_tags.AnyEndEndsABlock,
+    ],
+    "test_the_first_that_a_listener_is_told_is_that_it_joined": [
+        broken_buses.NobodyJoins,
+        broken_buses.NotesComeBeforeJoined,
+        broken_buses.OldNotesAreToldAgain,
+    ],
+    "test_what_invalidates_is_heard_in_order_with_its_sender": [
+        broken_buses.NotesHaveNoSender,
+        broken_buses.PutTellsNothing,
+        broken_buses.TagsAreToldAsKeys,
+        broken_buses.VoidTellsOneOfMany,
+        broken_buses.NamesAreCutShort,
+    ],
+    "test_a_burst_is_heard_whole_and_in_order": [
+        broken_buses.NotesChangePlaces,
+        broken_buses.EveryTenthNoteIsLost,
+    ],
+    "test_what_invalidates_nothing_is_not_heard": [
+        broken_buses.FillIsTold,
+        broken_buses.EndTellsOfItsOwnBlock,
+    ],
+    "test_who_deletes_what_is_not_his_block_is_heard": [broken_buses.EndTellsNothing],
+    "test_a_listener_that_was_stopped_hears_no_more_and_others_do": [
+        broken_buses.StopIsIgnored,
+        broken_buses.StopEndsAll,
+    ],
+    "test_other_namespaces_are_not_heard": [broken_buses.OneBusForAll],
+    "test_a_shared_backend_made_twice_is_heard_by_the_other": [broken.SaysSharedButIsNot],
     "test_of_many_at_once_exactly_one_is_granted": [broken.AcquireLooksAndThenTakes],
     "test_a_fill_racing_a_void_never_outlives_it": [
         broken.FillLooksAndThenStores,
@@ -135,6 +195,11 @@ def is_caught(suite: type[BackendContract], name: str) -> bool:
         except (Exception, pytest.fail.Exception):
             return True
     return False
+
+
+@pytest.fixture(autouse=True)
+def _soon_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buses, "SLACK", 0.2)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import hiredis
 
 from cachekit.backends.redis import RedisBackend
 from cachekit.errors import BackendError
-from cachekit.protocols import Asking, Filling, Item
+from cachekit.protocols import Asking, Filling, Item, SlotState
 from cachekit.runtime import AnyWorld, Runtime, drive
 
 BUDGET = 0.2
@@ -44,6 +44,8 @@ VERBS: dict[str, Verb] = {
     "end": lambda s, d: s.slots.end(["k"], ID, d),
     "nonces": lambda s, d: s.slots.nonces(["k"], ["t"], lambda: os.urandom(16), 5, d),
     "drop_tags": lambda s, d: s.slots.drop_tags(["t"], d),
+    "seize_tags": lambda s, d: s.slots.seize_tags(["t"], ID, 5, d),
+    "end_tags": lambda s, d: s.slots.end_tags(["t"], ID, d),
     "drop_space": lambda s, d: s.slots.drop_space(d),
 }
 
@@ -111,8 +113,53 @@ def assert_all_raise(
         assert took < most, (verb, took)
         assert (outcome.backend, outcome.operation) == ("redis", verb)
         assert outcome.__cause__ is not None
-        one_key = verb not in ("set_many", "drop_tags", "drop_space")
+        one_key = verb not in ("set_many", "drop_space") and not verb.endswith("_tags")
         assert outcome.key == ("k" if one_key or verb == "set_many" else None)
+
+
+def new_id() -> bytes:
+    return os.urandom(16)
+
+
+async def the_whole_story(store: Any, world: Any) -> None:
+    """Every step once, over keys of many partitions, with the answers the contract wants."""
+    slots, late = store.slots, lambda: world.deadline(3)
+    keys = [f"key{i}" for i in range(20)]
+    found = await slots.nonces(keys, ["a", "b"], new_id, 60, late())
+    assert all(found.spaces)
+    assert all(found.tags)
+    reading = await slots.read(keys, ["b", "a"], late())
+    assert (reading.spaces, reading.nonces) == (found.spaces, found.tags[::-1])
+    for key in keys:
+        token, refresh = new_id(), new_id()
+        assert (await slots.acquire(key, token, 5, late())).granted
+        assert await slots.renew(key, token, 5, late())
+        assert await slots.fill(key, token, key.encode(), 60, late())
+        assert (await slots.acquire(key, refresh, 5, late(), over=token, keep=True)).granted
+        await slots.release(key, refresh, late())
+    reading = await slots.read(keys, [], late())
+    assert [slot.data for slot in reading.slots] == [key.encode() for key in keys]
+    writer = new_id()
+    await slots.seize(keys, writer, 5, late())
+    assert await slots.commit(keys[0], writer, b"new", None, late())
+    assert not await slots.put(keys[1], new_id(), b"x", None, late())
+    await slots.end(keys[1:], writer, late())
+    await slots.void(keys[:1], late())
+    await slots.seize_tags(["a", "c"], writer, 5, late())
+    await slots.drop_tags(["a"], late())
+    blocked = await slots.nonces(keys[:1], ["a", "b", "c"], new_id, 60, late())
+    assert blocked == (found.spaces[:1], [None, found.tags[1], None])
+    await slots.end_tags(["a", "c"], writer, late())
+    assert all((await slots.nonces(keys[:1], ["a", "c"], new_id, 60, late())).tags)
+    assert {s.state for s in (await slots.read(keys, [], late())).slots} == {SlotState.NOTHING}
+    await slots.drop_tags(["a"], late())
+    await slots.drop_space(late())
+    reading = await slots.read(keys, ["a", "b"], late())
+    assert (set(reading.spaces), reading.nonces) == ({None}, [None, found.tags[1]])
+    await store.set_many([Item(key, key.encode(), 60) for key in keys], late())
+    assert await store.get_many([*keys, "no"], late()) == [*(k.encode() for k in keys), None]
+    await store.delete_many(keys, late())
+    assert await store.get_many(keys, late()) == [None] * 20
 
 
 class FaultServer:
@@ -183,10 +230,12 @@ def resetting(sock: socket.socket, server: FaultServer) -> None:
 
 def scripted(
     answer: Callable[[list[bytes]], bytes | None],
+    info: bytes = b"-NOPERM this user has no permissions to run the 'info' command\r\n",
 ) -> Callable[[socket.socket, FaultServer], None]:
     """A server that answers each command by ``answer``; None closes the connection.
 
-    A namespace's partitions are answered by itself, so that verbs get to their point."""
+    A namespace's partitions are answered by itself, so that verbs get to their point; and so is
+    the question for the server's run, by ``info``."""
 
     def serve(sock: socket.socket, server: FaultServer) -> None:
         reader = hiredis.Reader()
@@ -198,6 +247,8 @@ def scripted(
                     command[0] == b"SET" and (command[1].endswith(b":partitions"))
                 ):
                     reply = b"$2\r\n64\r\n" if command[0] == b"GET" else b"$-1\r\n"
+                elif command[0] == b"INFO":
+                    reply = info
                 else:
                     reply = answer(command)
                 if reply is None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,6 +72,27 @@ def test_a_row_that_was_never_there_may_be_absent():
     assert ledger.is_stale(ledger.floor(10), None)
 
 
+def test_a_value_is_old_from_the_acknowledgement_of_the_first_write_that_replaced_it():
+    ledger = Ledger(10)
+    before = time.perf_counter()
+    first = ledger.begin(3)
+    ledger.acknowledge(3, first)
+    acknowledged = time.perf_counter()
+    racing = ledger.begin(3)
+    second = ledger.begin(3)
+    ledger.acknowledge(3, second)
+    ledger.acknowledge(3, racing)
+    at = time.perf_counter() + 5
+    assert ledger.stale_for(3, LOADED, before) is None
+    age = ledger.stale_for(3, LOADED, at)
+    assert at - acknowledged <= age <= at - before
+    assert ledger.stale_for(3, first, at) < at - acknowledged
+    assert ledger.stale_for(3, racing, at) is ledger.stale_for(3, second, at) is None
+    assert ledger.stale_for(3, None, at) > age  # it was there from the beginning
+    assert ledger.stale_for(11, None, at) is None
+    assert ledger.stale_for(4, LOADED, at) is None
+
+
 def test_lost_writes_are_counted_by_write_and_by_key():
     ledger = Ledger(10)
     for key in (1, 1, 1, 2):
@@ -102,6 +125,10 @@ def test_an_honest_register_is_never_accused_and_an_old_value_always_is(data):
             assert not ledger.is_stale(ledger.floor(0), value)
     if not begun and not applied:
         assert ledger.lost([(0, value)]).writes == 0
+    at = time.perf_counter()
+    for version in range(len(ledger._ended)):
+        old = ledger.stale_for(0, version, at)
+        assert (old is not None) == ledger.is_stale(ledger.floor(0), version)
     before = ledger.floor(0)
     version = ledger.begin(0)
     ledger.acknowledge(0, version)

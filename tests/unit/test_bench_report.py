@@ -11,6 +11,8 @@ import pytest
 from rich.console import Console
 
 from cachekit.bench.course import Tally
+from cachekit.bench.freshness import Freshness, Promise
+from cachekit.bench.histogram import Histogram
 from cachekit.bench.html import to_html
 from cachekit.bench.report import check_target, duration, print_outcome, to_json, write_target
 from cachekit.bench.result import SCHEMA, Outcome, Result
@@ -28,11 +30,34 @@ def measured(**changes):
     for _ in range(50):
         tally.writes.record(3_000_000)
     whole = Measured(
-        tally=tally, seconds=0.5, load=Load(25, 20, 50, 5), stale_reads=0, left_stale=0,
+        tally=tally, seconds=0.5, load=Load(25, 20, 50, 5), stale_reads=0, ages=Histogram(),
+        left_stale=0,
         lost_writes=0, lost_keys=0, errors=0, error="", backend_errors=0,
         flush_seconds=0.01, flushed=True, complete=True,
     )  # fmt: skip
     return replace(whole, **changes)
+
+
+def aged(*milliseconds):
+    ages = Histogram()
+    for age in milliseconds:
+        ages.record(int(age * 1e6))
+    return ages
+
+
+def watched(promise, *ages, **changes):
+    row = Freshness(
+        backend="redis", strategy="cache-aside", near="push", promise=promise, readers=1,
+        seconds=1.0, reads=500, writes=80, stale_reads=len(ages), ages=aged(*ages), left_stale=0,
+        lost_writes=0, errors=0, error="", complete=True,
+    )  # fmt: skip
+    return replace(row, **changes)
+
+
+NEVER = Promise("0", 0.0)
+SECOND = Promise("≤ 1 s", 1.0, delay=1.0)
+FLUSHED = Promise("until flushed", None)
+OWN = Promise("up to its ttl", 600.0, settles=False)
 
 
 @pytest.fixture
@@ -45,11 +70,11 @@ def outcome():
         settings={
             "records": 100, "value_size": 10, "capacity": 10, "ttl_seconds": 600.0,
             "concurrency": 8, "mode": "threads", "operations": None, "seconds": 3.0,
-            "warmup": 0.2, "source_delay_seconds": 0.0, "seed": 1,
+            "warmup": 0.2, "source_delay_seconds": 0.0, "seed": 1, "readers": 1,
         },
         harness=1000.0,
     )  # fmt: skip
-    faulty = measured(stale_reads=3, errors=2, error=HOSTILE)
+    faulty = measured(stale_reads=3, ages=aged(1, 5, 40), errors=2, error=HOSTILE)
     outcome.results = [
         Result("none", "no-cache", None, measured(load=Load(100, 100, 50, 50))),
         Result("memory", "write-through", None, measured()),
@@ -72,6 +97,7 @@ def test_json_has_every_figure_of_a_row(outcome):
     assert set(told) == {
         "schema", "date", "command", "versions", "machine", "workload", "about", "source",
         "settings", "harness_throughput", "interrupted", "skipped", "failed", "rows",
+        "about_freshness", "freshness", "broken_promises",
     }  # fmt: skip
     row = told["rows"][1]
     assert row == {
@@ -79,6 +105,7 @@ def test_json_has_every_figure_of_a_row(outcome):
         "seconds": 0.5, "throughput": 300.0, "reads": 100, "writes": 50,
         "read_ms": row["read_ms"], "write_ms": row["write_ms"], "hit_ratio": 0.75,
         "source_reads": 25, "source_read_calls": 20, "source_writes": 50, "source_write_calls": 5,
+        "promise": "0", "kept": True, "stale_p99_ms": None, "stale_max_ms": None,
         "stale_reads": 0, "left_stale": 0, "lost_writes": 0, "lost_keys": 0, "errors": 0,
         "first_error": None, "backend_errors": 0, "flush_seconds": 0.01,
         "flushed": True, "complete": True,
@@ -86,6 +113,9 @@ def test_json_has_every_figure_of_a_row(outcome):
     assert row["read_ms"]["p50"] == pytest.approx(0.002, rel=0.016)
     assert row["write_ms"]["p99"] == pytest.approx(3.0, rel=0.016)
     assert told["rows"][2]["level"] == "memory (lossy)"
+    assert told["rows"][3]["stale_max_ms"] == 40.0
+    assert [row["kept"] for row in told["rows"]] == [True, True, False, False]
+    assert told["broken_promises"] == ["memory / write-back", "redis://h/0 / cache-aside"]
 
 
 def test_a_row_without_writes_has_no_write_latency(outcome):
@@ -175,6 +205,42 @@ def test_a_cache_that_lost_its_backend_is_named(outcome):
     words = "redis / cache-aside: 4 calls to the backend failed"
     assert words in printed(outcome, 200)
     assert words in to_html(outcome)
+
+
+@pytest.mark.parametrize(
+    ("row", "kept"),
+    [
+        (watched(NEVER), True),
+        (watched(NEVER, 0.0), False),
+        (watched(NEVER, left_stale=1), False),
+        (watched(NEVER, lost_writes=1), False),
+        (watched(SECOND, 3, 999), True),
+        (watched(SECOND, 3, 1001), False),
+        (watched(FLUSHED, 5000), True),
+        (watched(FLUSHED, 5000, left_stale=1), False),
+        (watched(OWN, 5000, left_stale=16), True),
+    ],
+)
+def test_a_promise_to_other_processes_is_kept_or_broken(outcome, row, kept):
+    outcome.results, outcome.freshness = outcome.results[:2], [row]
+    assert row.kept is kept
+    assert row.as_json()["kept"] is kept
+    assert outcome.broken == (
+        [] if kept else ["redis / cache-aside (push) read by another process"]
+    )
+    for text in (printed(outcome, 80), printed(outcome, 200), to_html(outcome)):
+        assert ("BROKEN" in text.replace("marked BROKEN", "")) is not kept
+
+
+def test_what_other_processes_read_stands_beside_what_was_promised(outcome):
+    outcome.freshness = [watched(SECOND, *[30] * 98, 40, 47.8)]
+    told = json.loads(to_json(outcome))["freshness"][0]
+    assert told["stale_p99_ms"] == pytest.approx(40, rel=0.016)
+    assert (told["stale_max_ms"], told["promise"], told["promise_seconds"]) == (47.8, "≤ 1 s", 1.0)
+    for text in (printed(outcome, 80), printed(outcome, 200), to_html(outcome)):
+        assert "47.8 ms" in text
+        assert "≤ 1 s" in text
+        assert "its age is the time from that acknowledgement" in " ".join(text.split())
 
 
 def test_an_interrupted_run_says_so_everywhere(outcome):

@@ -155,6 +155,8 @@ def test_the_source_itself_is_never_accused(source, tasks, name):
 def test_a_store_that_never_forgets_old_values_is_caught(source, tasks):
     found = run(Fake(Forgetful), plan(), source, tasks=tasks)
     assert found.stale_reads > 100
+    assert found.ages.count == found.stale_reads
+    assert 0 < found.ages.largest / 1e9 < 60
     assert found.left_stale > 5
     assert found.lost_writes == 0
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from memcached_worlds import WORLDS, in_world
+from memcached_worlds import WORLDS, FakeServer, black_hole, in_world
 
 from cachekit.backends.base import BlockingStore
 from cachekit.backends.memcached import MemcachedBackend
@@ -22,59 +22,6 @@ from cachekit.runtime import AnyWorld, Runtime, drive
 
 BUDGET = 0.2
 SLACK = 0.15
-
-
-class FakeServer:
-    """Answers every connection by a script: it gets the socket and runs in its own thread."""
-
-    def __init__(self, script: Callable[[socket.socket], None]) -> None:
-        self._script = script
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.ended = threading.Event()
-        self.accepted = 0
-        self._sockets: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-
-    @property
-    def url(self) -> str:
-        return f"memcached://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> FakeServer:
-        self._threads[0].start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for connection in self._sockets:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(5)
-
-    def _accept(self) -> None:
-        while not self.ended.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.accepted += 1
-            self._sockets.append(connection)
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            self._script(connection)
-
-
-def black_hole(connection: socket.socket) -> None:
-    while connection.recv(65536):
-        pass
 
 
 def drips(connection: socket.socket) -> None:
@@ -103,6 +50,9 @@ def verbs(store: Store, world: AnyWorld) -> dict[str, Callable[[], Awaitable[Any
         "seize": lambda: slots.seize(["k"], id_, 5.0, late()),
         "commit": lambda: slots.commit("k", id_, b"x", None, late()),
         "nonces": lambda: slots.nonces(["k"], ["t"], lambda: os.urandom(16), None, late()),
+        "drop_tags": lambda: slots.drop_tags(["t"], late()),
+        "seize_tags": lambda: slots.seize_tags(["t"], id_, 5.0, late()),
+        "end_tags": lambda: slots.end_tags(["t"], id_, late()),
         "drop_space": lambda: slots.drop_space(late()),
     }
 

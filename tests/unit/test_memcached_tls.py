@@ -7,8 +7,10 @@ import datetime
 import ipaddress
 import socket
 import ssl
+import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ import pytest
 
 from cachekit.backends.memcached import MemcachedBackend
 from cachekit.errors import BackendUnavailable
+from cachekit.protocols import Note, NoteKind
 from cachekit.runtime import Runtime, drive
+from cachekit.testing import MemcachedServer
+from cachekit.testing.servers import memcached_program
 
 pytest.importorskip("cryptography")
 from cryptography import x509
@@ -131,3 +136,76 @@ def test_a_trusted_certificate_of_another_host_is_refused(
     with pytest.raises(BackendUnavailable):
         _ask(f"memcacheds://localhost:{server.port}", 1)
     assert server.served == 0
+
+
+class Heard:
+    """Ears that only know whether they joined and what they heard."""
+
+    def __init__(self) -> None:
+        self.ready = threading.Event()
+        self.told = threading.Event()
+        self.notes: list[Note] = []
+
+    def joined(self) -> None:
+        self.ready.set()
+
+    def heard(self, notes: Sequence[Note]) -> None:
+        self.notes += notes
+        self.told.set()
+
+    def lost(self) -> None:
+        self.ready.clear()
+
+    def lag(self, seconds: float) -> None:
+        assert seconds > 0.0
+
+    def foreign(self, count: int) -> None:
+        raise AssertionError(count)
+
+
+@pytest.mark.server
+def test_the_bus_polls_over_tls_too_and_joins_nobody_it_can_not_verify(
+    certificate: Path, memcached_tls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memcacheds://127.0.0.1:{memcached_tls}"
+    stranger = MemcachedBackend(url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    mine, theirs = MemcachedBackend(url), MemcachedBackend(url)
+    here = Runtime().threads
+    store: Any = theirs.open(here)
+    ears, refused = Heard(), Heard()
+    assert mine.bus is not None
+    assert stranger.bus is not None
+    stops = [mine.bus.listen(ears), stranger.bus.listen(refused)]
+    try:
+        assert ears.ready.wait(5)
+        drive(store.slots.void(["k"], here.deadline(2)))
+        assert ears.told.wait(2)
+        assert ears.notes == [Note(NoteKind.SPACE, "")]
+        assert not refused.ready.is_set()
+    finally:
+        for stop in stops:
+            stop()
+        drive(store.close())
+
+
+@pytest.fixture
+def memcached_tls(certificate: Path, memcached_server: MemcachedServer) -> Iterator[int]:
+    """The port of a real server that speaks TLS."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [memcached_program(), "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-u", "root"]
+    command += ["-Z", "-o", f"ssl_chain_cert={certificate},ssl_key={certificate}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        try:
+            end = time.monotonic() + 5
+            while process.poll() is None and time.monotonic() < end:
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                time.sleep(0.02)
+            if process.poll() is not None:
+                pytest.skip("this memcached was built without TLS")
+            yield port
+        finally:
+            process.kill()

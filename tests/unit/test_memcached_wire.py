@@ -60,6 +60,7 @@ def test_different_namespaces_kinds_and_keys_never_share_a_name(
         names = Names(space)
         every += [getattr(names, kind)(key) for kind in KINDS]
     every += [Names(space).space for space in {one[0], other[0]}]
+    every += [Names(space).epoch for space in {one[0], other[0]}]
     assert len(set(every)) == len(every)
 
 

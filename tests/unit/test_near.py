@@ -180,7 +180,7 @@ def test_an_entry_of_an_indexed_table_is_found_by_its_text_until_it_goes() -> No
     assert _value(near, found) == "v"
     near.kill([found])
     assert near.by_text("f(1)") is None
-    assert near._texts == {}
+    assert near._named == {}
 
 
 # -- re-entrance -------------------------------------------------------------------------

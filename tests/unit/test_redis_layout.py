@@ -63,6 +63,7 @@ def test_the_names_are_the_documented_ones() -> None:
     assert layout.slot("user:7") == b"{shop%3Aeu%20%7B1%7D:55}:user:7"
     assert layout.tag("t") == b"{shop%3Aeu%20%7B1%7D:#t}"
     assert names.partitions_key("") == b"{}:partitions"
+    assert names.bus_channel("shop%3Aeu") == b"{shop%3Aeu}:bus"
 
 
 def test_a_namespace_of_a_megabyte_is_refused() -> None:
@@ -97,6 +98,19 @@ def test_each_state_is_read_from_its_documented_bytes() -> None:
     given_back = b"R\x01" + ID + bytes(16) + lease + b"v"
     assert names.parse_slot(given_back) == (SlotState.ENTRY, ID, b"v")
     assert names.parse_slot(b"B\x010" + ID).state is SlotState.BLOCK
+
+
+@given(st.binary(max_size=70), st.sampled_from([b"", b"r" * 16]))
+def test_a_nonce_is_read_from_32_bytes_of_the_same_run_only(
+    value: bytes, run: bytes
+) -> None:
+    assert names.parse_nonce(value, run) == (
+        value[16:] if len(value) == 32 and value[: len(run)] == run else None
+    )
+    stored = b"r" * 16 + ID
+    assert names.parse_nonce(stored, run) == ID
+    assert names.parse_nonce(stored, b"s" * 16) is None
+    assert names.parse_nonce(None, run) is None
 
 
 @pytest.mark.parametrize(
@@ -144,6 +158,20 @@ def test_urls_of_every_topology_are_understood() -> None:
     assert (sentinel.sentinel_login.password, sentinel.sentinel_login.db) == ("sp", 0)
 
 
+def test_a_restart_is_trusted_only_where_asked_for_and_then_no_run_is_asked() -> None:
+    for url, overrides, trusted in (
+        ("redis://h", {}, False),
+        ("redis://h?trust_restart=False", {}, False),
+        ("redis+cluster://h?trust_restart=true", {}, True),
+        ("redis+sentinel://h/main", {"trust_restart": True}, True),
+        ("redis://h?trust_restart=true", {"trust_restart": False}, False),
+    ):
+        options = parse_url(url, **overrides)
+        assert (options.trust_restart, options.login.ask_run) == (trusted, not trusted)
+        assert (("INFO", "server") in options.login.greeting) != trusted
+        assert not options.sentinel_login.ask_run
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -164,6 +192,8 @@ def test_urls_of_every_topology_are_understood() -> None:
         "rediss://:hunter2@h?ssl_cert_reqs=maybe",
         "redis://:hunter2@h?partitions=0",
         "redis://:hunter2@h?max_connections=0",
+        "redis://:hunter2@h?trust_restart=hunter2",
+        "rediss://:hunter2@h?ssl_check_hostname=hunter2",
     ],
 )
 def test_a_wrong_url_is_refused_without_quoting_it(url: str) -> None:
@@ -182,7 +212,7 @@ def test_a_missing_client_library_names_the_pip_line(monkeypatch: pytest.MonkeyP
 
 def test_opening_and_closing_does_no_io() -> None:
     backend = RedisBackend("redis://127.0.0.1:1/0")
-    assert (backend.name, backend.shared, backend.bus, backend.log) == ("redis", True, None, None)
+    assert (backend.name, backend.shared, backend.log) == ("redis", True, None)
     backend.open(Runtime().threads)
     nowhere: Any = type("World", (), {"name": "trio"})()
     with pytest.raises(ConfigurationError, match="trio"):

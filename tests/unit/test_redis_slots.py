@@ -115,7 +115,7 @@ def test_a_read_is_one_command_and_a_void_one_script_per_key(
         steps = [
             (store.slots.read(keys, ["t1", "t2"], late), {"mget": 1}),
             (store.slots.void(["k"], late), {"evalsha": 1}),
-            (store.slots.drop_tags(["t1", "t2", "t3"], late), {"unlink": 1}),
+            (store.slots.drop_tags(["t1", "t2", "t3"], late), {"evalsha": 3}),
             (store.slots.drop_space(late), {"unlink": 1}),
             (store.get_many(keys, late), {"mget": 1}),
         ]

@@ -1,4 +1,4 @@
-"""The Redis backend over TLS, under a least-privilege user, on a Cluster and behind Sentinel."""
+"""The Redis backend over TLS, under a least-privilege user, and behind Sentinel."""
 
 from __future__ import annotations
 
@@ -29,55 +29,17 @@ from redis_faults import (
     free_port,
     in_world,
     scripted,
+    the_whole_story,
 )
 
 from cachekit.backends.redis import RedisBackend
 from cachekit.errors import BackendRefused, BackendUnavailable
-from cachekit.protocols import Item, SlotState
+from cachekit.protocols import Item
 from cachekit.testing.servers import RedisServer, redis_program
 
 pytestmark = pytest.mark.server
 BOTH = pytest.mark.parametrize("world", WORLDS)
-LEAST = "+@read +@write +@scripting +@pubsub +@connection -@dangerous"
-
-
-def new_id() -> bytes:
-    return os.urandom(16)
-
-
-async def the_whole_story(store: Any, world: Any) -> None:
-    """Every step once, over keys of many partitions, with the answers the contract wants."""
-    slots, late = store.slots, lambda: world.deadline(3)
-    keys = [f"key{i}" for i in range(20)]
-    found = await slots.nonces(keys, ["a", "b"], new_id, 60, late())
-    assert all(found.spaces)
-    assert all(found.tags)
-    reading = await slots.read(keys, ["b", "a"], late())
-    assert (reading.spaces, reading.nonces) == (found.spaces, found.tags[::-1])
-    for key in keys:
-        token, refresh = new_id(), new_id()
-        assert (await slots.acquire(key, token, 5, late())).granted
-        assert await slots.renew(key, token, 5, late())
-        assert await slots.fill(key, token, key.encode(), 60, late())
-        assert (await slots.acquire(key, refresh, 5, late(), over=token, keep=True)).granted
-        await slots.release(key, refresh, late())
-    reading = await slots.read(keys, [], late())
-    assert [slot.data for slot in reading.slots] == [key.encode() for key in keys]
-    writer = new_id()
-    await slots.seize(keys, writer, 5, late())
-    assert await slots.commit(keys[0], writer, b"new", None, late())
-    assert not await slots.put(keys[1], new_id(), b"x", None, late())
-    await slots.end(keys[1:], writer, late())
-    await slots.void(keys[:1], late())
-    assert {s.state for s in (await slots.read(keys, [], late())).slots} == {SlotState.NOTHING}
-    await slots.drop_tags(["a"], late())
-    await slots.drop_space(late())
-    reading = await slots.read(keys, ["a", "b"], late())
-    assert (set(reading.spaces), reading.nonces) == ({None}, [None, found.tags[1]])
-    await store.set_many([Item(key, key.encode(), 60) for key in keys], late())
-    assert await store.get_many([*keys, "no"], late()) == [*(k.encode() for k in keys), None]
-    await store.delete_many(keys, late())
-    assert await store.get_many(keys, late()) == [None] * 20
+LEAST = "+@read +@write +@scripting +@pubsub +@connection -@dangerous +info"
 
 
 # -- least privilege -----------------------------------------------------------------------
@@ -85,14 +47,29 @@ async def the_whole_story(store: Any, world: Any) -> None:
 
 @BOTH
 def test_a_least_privilege_user_is_enough(world: str) -> None:
-    users = ["--user", *f"app on >s3cret ~* &* {LEAST}".split(), "--user", "default", "nopass"]
-    with RedisServer([*users, "+@all", "-@read"]) as server:
-        url = server.url.replace("//", "//app:s3cret@")
-        in_world(world, RedisBackend(url, namespace="least"), the_whole_story)
-        outcomes = every_verb_at_once(world, RedisBackend(url.replace("s3cret", "wrong")), 2)
-        assert all(isinstance(outcome, BackendRefused) for _, outcome in outcomes.values())
-        outcomes = every_verb_at_once(world, RedisBackend(server.url), 2)
-        assert all(isinstance(outcome, BackendRefused) for _, outcome in outcomes.values())
+    users = []
+    for name, rules in (
+        ("app", f"&* {LEAST}"),
+        ("mute", f"resetchannels {LEAST}"),
+        ("blind", f"&* {LEAST} -info"),
+    ):
+        users += ["--user", *f"{name} on >s3cret ~* {rules}".split()]
+    with RedisServer([*users, "--user", "default", "nopass", "+@all", "-@read"]) as server:
+        urls = {u: server.url.replace("//", f"//{u}:s3cret@") for u in ("app", "mute", "blind")}
+        for user, url in urls.items():
+
+            async def body(store: Any, w: Any, user: str = user) -> None:
+                calls = []
+                store.on_refused = lambda: calls.append(1)
+                await the_whole_story(store, w)
+                assert (store.refused > 0) == (user == "mute")
+                assert len(calls) == store.refused
+
+            in_world(world, RedisBackend(url, namespace=f"least-{user}"), body)
+        wrong = urls["app"].replace("s3cret", "wrong")
+        for url in (wrong, server.url):
+            outcomes = every_verb_at_once(world, RedisBackend(url), 2)
+            assert all(isinstance(outcome, BackendRefused) for _, outcome in outcomes.values())
 
 
 @BOTH
@@ -182,105 +159,6 @@ def test_megabytes_pass_through_tls_whole(world: str, tls_server: tuple[str, str
         assert await store.get_many(["k0", "k1", "k2"], w.deadline(10)) == blobs
 
     in_world(world, RedisBackend(f"{url}?ssl_cert_reqs=none", namespace="big"), body)
-
-
-# -- Cluster -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[list[RedisServer]]:
-    if not shutil.which("redis-cli"):
-        pytest.skip("no redis-cli on PATH to put a cluster together")
-    with ExitStack() as stack:
-        nodes = []
-        for _ in range(3):
-            bus = free_port()  # the default, port + 10000, may lie beyond 65535
-            options = ["--cluster-enabled", "yes", "--cluster-port", str(bus)]
-            nodes.append(stack.enter_context(RedisServer([*options, "--save", ""])))
-        addresses = [f"127.0.0.1:{node.port}" for node in nodes]
-        subprocess.run(
-            ["redis-cli", "--cluster", "create", *addresses, "--cluster-yes"],
-            check=True,
-            capture_output=True,
-            timeout=60,
-        )
-        clients = [stack.enter_context(redis.Redis(port=node.port)) for node in nodes]
-        end = time.monotonic() + 30
-        while not all(c.cluster("info")["cluster_state"] == "ok" for c in clients):
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        yield nodes
-
-
-@BOTH
-def test_a_cluster_serves_every_step(world: str, cluster: list[RedisServer]) -> None:
-    dead = free_port()
-    url = f"redis+cluster://127.0.0.1:{dead},127.0.0.1:{cluster[1].port}"
-    backend = RedisBackend(url, namespace=f"c{world}")
-    in_world(world, backend, the_whole_story)
-
-    async def leave_some(store: Any, w: Any) -> None:
-        await store.set_many([Item(f"k{i}", b"v", 60) for i in range(50)], w.deadline(3))
-
-    in_world(world, backend, leave_some)
-    for node in cluster:
-        with redis.Redis(port=node.port) as client:
-            assert client.dbsize() > 0  # the partitions are spread
-
-
-@BOTH
-def test_a_slot_that_moves_is_followed_without_an_error(
-    world: str, cluster: list[RedisServer]
-) -> None:
-    clients = [redis.Redis(port=node.port) for node in cluster]
-    ids = [client.cluster("myid").decode() for client in clients]
-    backend = RedisBackend(f"redis+cluster://127.0.0.1:{cluster[0].port}", namespace=f"m{world}")
-
-    async def body(store: Any, w: Any) -> None:
-        stamp = new_id()
-        await store.slots.put("k", stamp, b"old", None, w.deadline(3))
-        slot = clients[0].cluster("keyslot", store._layout.slot("k"))
-        owner = next(i for i, client in enumerate(clients) if serves(client, slot))
-        target = (owner + 1) % 3
-        clients[target].cluster("setslot", slot, "importing", ids[owner])
-        clients[owner].cluster("setslot", slot, "migrating", ids[target])
-
-        async def data() -> bytes | None:
-            return (await store.slots.read(["k"], [], w.deadline(3))).slots[0].data
-
-        assert await data() == b"old"  # still there
-        clients[owner].migrate(
-            "127.0.0.1", cluster[target].port, [store._layout.slot("k")], 0, 2000
-        )
-        assert not (await store.slots.acquire("k", new_id(), 5, w.deadline(3))).granted  # ASK
-        await store.slots.void(["k"], w.deadline(3))
-        await store.slots.put("k", stamp, b"new", None, w.deadline(3))
-        for client in clients:
-            client.cluster("setslot", slot, "node", ids[target])
-        assert await data() == b"new"  # MOVED
-        assert await data() == b"new"
-
-    in_world(world, backend, body)
-    for client in clients:
-        client.close()
-
-
-def serves(client: redis.Redis, slot: int) -> bool:
-    port = client.connection_pool.connection_kwargs["port"]
-    return any(
-        int(first) <= slot <= int(last) and int(primary["port"]) == port
-        for first, last, primary in shards(client)
-    )
-
-
-def shards(client: redis.Redis) -> list[tuple[int, int, dict[str, int]]]:
-    """First slot, last slot and port of each range, straight from CLUSTER NODES."""
-    found = []
-    for node in client.execute_command("CLUSTER NODES").items():
-        address, facts = node
-        for first, *last in facts["slots"]:
-            found.append((first, (last or [first])[0], {"port": address.rpartition(":")[2]}))
-    return found
 
 
 # -- Sentinel ------------------------------------------------------------------------------

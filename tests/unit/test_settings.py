@@ -34,7 +34,6 @@ from cachekit.settings import DEFAULT_BOUND, Settings, safe_url
         ({"max_weight": 0, "weigh": len}, "max_weight must be more than 0"),
         ({"max_weight": math.nan, "weigh": len}, "max_weight must be more than 0"),
         ({"max_weight": 5, "weigh": len, "near": {}}, "near= decides"),
-        ({"coherence": "push"}, "needs a bus"),
     ],
 )
 def test_what_can_not_be_meant_is_refused_by_name(options: Any, match: str) -> None:

@@ -323,6 +323,21 @@ def test_a_value_sqlite_can_not_hold_is_refused_and_the_older_is_gone(
     assert driver.read(["k"], [], late()).slots[0].state is SlotState.NOTHING
 
 
+def test_a_tag_that_many_writers_block_keeps_a_bounded_row_and_stays_blocked(
+    driver: SQLiteDriver, path: Path
+) -> None:
+    writers = [ident() for _ in range(3 * sqlite_rows.MAX_WRITERS)]
+    for writer in writers:
+        driver.seize_tags(["t"], writer, 60, late())
+    connection = sqlite3.connect(path)
+    ((size,),) = connection.execute("SELECT length(nonce) FROM nonces").fetchall()
+    connection.close()
+    assert size <= 1 + 16 * sqlite_rows.MAX_WRITERS
+    for writer in writers:  # some ids were left out: then time alone ends the block
+        driver.end_tags(["t"], writer, late())
+    assert driver.nonces([], ["t"], ident, None, late()).tags == [None]
+
+
 # -- clocks
 
 
@@ -338,7 +353,9 @@ def test_a_clock_that_steps_back_frees_leases_and_keeps_no_entry_longer(
     assert driver.put("kept", stamp, b"x", None, late())
     assert driver.acquire("kept", refresh, 30, late(), over=stamp, keep=True).granted
     driver.seize(["block"], ident(), 30, late())
+    driver.seize_tags(["tag"], ident(), 30, late())
     now[0] += jump
+    assert driver.nonces([], ["tag"], ident, None, late()).tags == [None]
     slots = driver.read(["token", "entry", "block"], [], late()).slots
     assert [slot.state for slot in slots] == [SlotState.NOTHING, SlotState.NOTHING, SlotState.BLOCK]
     assert not driver.fill("token", token, b"late", None, late())

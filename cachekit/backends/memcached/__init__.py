@@ -1,7 +1,7 @@
 """Memcached as a shared backend: ``memcached://host:port,host:port``.
 
-Only classic commands (``gets``, ``add``, ``cas``, ``set``, ``delete``) are used, so any server
-and proxy of the last fifteen years will do. How the slots of ``protocols.Slots`` lie in it:
+Only classic commands (``gets``, ``add``, ``cas``, ``set``, ``delete``, ``incr``) are used, so any
+server and proxy of the last fifteen years will do. How the slots of ``protocols.Slots`` lie in it:
 
 - A slot is one item; its first byte names the state, then comes the token, stamp or block.
   Taking a free slot is ``add``; every other step reads with ``gets``, compares what the *value*
@@ -14,6 +14,9 @@ and proxy of the last fifteen years will do. How the slots of ``protocols.Slots`
   asking any clock, and a megabyte is not sent twice. Stamps are never reused, so a fill whose
   ``cas`` found the stamped entry still standing can not undo an invalidation.
 - A block holds the lease its writers asked for; see ``values.Block`` for what that costs.
+- A tag's block stands in place of its nonce, changed by ``cas`` like a slot's.
+- Every step that invalidates bumps its node's counter behind the change, in the same request, and
+  counts as done only when that was acknowledged too; ``bus`` polls these counters.
 - Ttls and leases are whole seconds and never end early (``values.expiry``).
 
 Several nodes form a ring (``names.Ring``). A node that does not answer means BackendUnavailable
@@ -31,7 +34,9 @@ from urllib.parse import parse_qsl
 from ...errors import ConfigurationError
 from ...protocols import Bus, Log, Store, World
 from ..base import BlockingStore
+from .bus import MemcachedBus
 from .driver import MemcachedDriver
+from .epochs import Epoch
 from .names import Names
 from .wire import Address
 
@@ -50,7 +55,6 @@ class MemcachedBackend:
     which keeps no deadline. Raises ConfigurationError for a URL it can not use."""
 
     shared = True
-    bus: Bus | None = None
     log: Callable[[World], Log] | None = None
 
     def __init__(self, url: str, *, namespace: str = "", timeout: float = 0.25) -> None:
@@ -61,11 +65,15 @@ class MemcachedBackend:
         self._nodes = _nodes(where)
         self._tls = ssl.create_default_context() if scheme == "memcacheds" else None
         self._names = Names(namespace)
+        # One for all worlds: the bus knows what any store of this backend does.
+        self._epochs = {node: Epoch(self._names.epoch) for node in self._nodes}
+        self.bus: Bus | None = MemcachedBus(self._nodes, self._epochs, self._tls)
 
     def open(self, world: World) -> Store:
         driver = MemcachedDriver(
             self._nodes,
             self._names,
+            self._epochs,
             name=self.name,
             connections=self._connections,
             tls=self._tls,

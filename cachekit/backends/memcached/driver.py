@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import os
 import ssl
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from ...core.deadline import Deadline
+from ...core.notes import SENDER_BYTES
 from ...errors import BackendError, BackendRefused
 from ...protocols import Grant, Item, Nonces, Reading
 from ..pool import Pool
 from . import steps
+from .epochs import Epoch
 from .names import WISH_TAGS, Names, Ring, Wish
 from .values import entry_value, expiry
 from .wire import Address, Connection, Found, translated
@@ -30,6 +33,7 @@ class MemcachedDriver:
         self,
         nodes: dict[str, Address],
         names: Names,
+        epochs: dict[str, Epoch] | None = None,
         *,
         name: str = "memcached",
         connections: int = 32,
@@ -37,7 +41,10 @@ class MemcachedDriver:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
+        self.sender = os.urandom(SENDER_BYTES)
         self._names = names
+        epochs = epochs or {node: Epoch(names.epoch) for node in nodes}
+        self._epochs = {node: epoch.of(self.sender) for node, epoch in epochs.items()}
         self._ring = Ring(nodes)
         self._wall = wall
         self._pools = {
@@ -158,29 +165,30 @@ class MemcachedDriver:
     ) -> bool:
         entry, until = entry_value(stamp, data), expiry(ttl, self._wall())
         try:
-            return self._at(key, "put", deadline, steps.put, entry, until)
+            return self._change_one(key, "put", deadline, steps.put, entry, until)
         except BackendRefused:
             self.void([key], deadline)
             raise
 
     def void(self, keys: Sequence[str], deadline: Deadline) -> None:
-        self._slots("void", keys, deadline, steps.void)
+        self._change("void", self._slots(keys), deadline, steps.void)
 
     def seize(self, keys: Sequence[str], writer: bytes, lease: float, deadline: Deadline) -> None:
-        self._slots("seize", keys, deadline, steps.seize, writer, expiry(lease, self._wall()))
+        until = expiry(lease, self._wall())
+        self._change("seize", self._slots(keys), deadline, steps.seize, writer, until)
 
     def commit(
         self, key: str, writer: bytes, data: bytes, ttl: float | None, deadline: Deadline
     ) -> bool:
         entry, until = entry_value(writer, data), expiry(ttl, self._wall())
         try:
-            return self._at(key, "commit", deadline, steps.commit, writer, entry, until)
+            return self._change_one(key, "commit", deadline, steps.commit, writer, entry, until)
         except BackendRefused:
             self.end([key], writer, deadline)
             raise
 
     def end(self, keys: Sequence[str], writer: bytes, deadline: Deadline) -> None:
-        self._slots("end", keys, deadline, steps.end, writer)
+        self._change("end", self._slots(keys), deadline, steps.end, writer)
 
     # -- nonces
 
@@ -210,11 +218,22 @@ class MemcachedDriver:
         )
 
     def drop_tags(self, tags: Sequence[str], deadline: Deadline) -> None:
-        self._delete("drop_tags", [self._names.tag(tag) for tag in tags], deadline)
+        self._change("drop_tags", self._tags(tags), deadline, steps.drop_tags)
+
+    def seize_tags(
+        self, tags: Sequence[str], writer: bytes, lease: float, deadline: Deadline
+    ) -> None:
+        until = expiry(lease, self._wall())
+        self._change("seize_tags", self._tags(tags), deadline, steps.seize, writer, until)
+
+    def end_tags(self, tags: Sequence[str], writer: bytes, deadline: Deadline) -> None:
+        self._change("end_tags", self._tags(tags), deadline, steps.end_tags, writer)
 
     def drop_space(self, deadline: Deadline) -> None:
         def drop(node: str, names: list[bytes]) -> None:
-            self._on(node, "drop_space", deadline, Connection.delete, names)
+            epoch = self._epochs[node]
+            for name in names:
+                self._on(node, "drop_space", deadline, steps.drop, name, epoch)
 
         self._each({node: [self._names.space] for node in self._ring.nodes}, drop)
 
@@ -238,19 +257,44 @@ class MemcachedDriver:
             error.key = key
             raise
 
-    def _slots(
+    def _change_one(
+        self,
+        key: str,
+        operation: str,
+        deadline: Deadline,
+        step: Callable[Concatenate[Connection, tuple[bytes, bytes], Epoch, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """``_at`` for a step that invalidates."""
+
+        def change(connection: Connection, names: tuple[bytes, bytes]) -> T:
+            epoch = self._epochs[self._ring.node(names[0])]
+            return step(connection, names, epoch, *args, **kwargs)
+
+        return self._at(key, operation, deadline, change)
+
+    def _change(
         self,
         operation: str,
-        keys: Sequence[str],
+        names: Iterable[bytes],
         deadline: Deadline,
-        step: Callable[Concatenate[Connection, list[bytes], P], None],
+        step: Callable[Concatenate[Connection, list[bytes], Epoch, P], None],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> None:
-        def change(node: str, names: list[bytes]) -> None:
-            self._on(node, operation, deadline, step, names, *args, **kwargs)
+        """A step that invalidates, on every node for those of the names that it holds."""
 
-        self._each(self._ring.split(self._names.slot(key) for key in keys), change)
+        def change(node: str, part: list[bytes]) -> None:
+            self._on(node, operation, deadline, step, part, self._epochs[node], *args, **kwargs)
+
+        self._each(self._ring.split(names), change)
+
+    def _slots(self, keys: Sequence[str]) -> list[bytes]:
+        return [self._names.slot(key) for key in keys]
+
+    def _tags(self, tags: Sequence[str]) -> list[bytes]:
+        return [self._names.tag(tag) for tag in tags]
 
     def _delete(self, operation: str, names: Iterable[bytes], deadline: Deadline) -> None:
         def delete(node: str, part: list[bytes]) -> None:

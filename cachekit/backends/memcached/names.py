@@ -51,6 +51,8 @@ class Names:
         self._wishes: dict[str | tuple[str, ...], Wish] = {}
         self.space = f"{prefix}n".encode("ascii")
         """The namespace's nonce; every node has its own under this one name."""
+        self.epoch = f"{prefix}e".encode("ascii")
+        """The namespace's counter of invalidations; every node has its own."""
 
     def slot(self, key: str) -> bytes:
         return self._name("k", key)

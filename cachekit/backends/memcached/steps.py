@@ -2,6 +2,7 @@
 
 A cas number alone proves nothing (a restarted server counts from the beginning again), so every
 step compares what it read before it lets the number decide whether that still stands.
+Steps that invalidate bump the node's epoch behind their change (``epochs``).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ...protocols import NOTHING, TOKEN_BYTES, Grant, Slot, SlotState
+from .epochs import Epoch
 from .values import REMOVE, Block, Refresh, entry_value, read_slot, token_value
 from .wire import Connection, Found
 
@@ -21,6 +23,10 @@ Names = tuple[bytes, bytes]
 _GONE = (b"", REMOVE)
 
 
+def _always(value: bytes | None) -> bool:
+    return True
+
+
 def slot_of(found: Found, slot: bytes, side: bytes) -> Slot:
     item = found.get(slot)
     if item is None:
@@ -31,21 +37,64 @@ def slot_of(found: Found, slot: bytes, side: bytes) -> Slot:
 
 def nonce_of(found: Found, name: bytes) -> bytes | None:
     item = found.get(name)
+    # No block is as long as a nonce: where one stands, there is none.
     return item[0] if item is not None and len(item[0]) == TOKEN_BYTES else None
 
 
-def change(connection: Connection, names: Iterable[bytes], new: Change) -> None:
-    """Change every item from what it is, again for those that moved meanwhile."""
-    pending = list(names)
+def change(
+    connection: Connection,
+    names: Iterable[bytes],
+    new: Change,
+    epoch: Epoch,
+    *,
+    told: Callable[[bytes | None], bool] = _always,
+    likely: bool = True,
+) -> None:
+    """Change every item from what it is, again for those that moved meanwhile.
+
+    Behind the changes the epoch is bumped if one of the items found is to be ``told`` of. Two
+    round trips; one where nothing is to be changed, if told that this is not ``likely``: then a
+    bump goes behind the look too."""
+    pending = list(dict.fromkeys(names))
     while pending:
-        found = connection.get(pending)
-        pending = [name for name in pending if not _changed(connection, found, name, new)]
+        if likely:
+            found = connection.get(pending)
+        else:
+            found, answer = connection.get_then(pending, epoch.bump)
+            epoch.settle(connection, answer)
+        values = {name: found[name][0] if name in found else None for name in pending}
+        wanted = {name: new(value) for name, value in values.items()}
+        moves = {name: _move(found, name, *to) for name, to in wanted.items() if to is not None}
+        tell = any(told(value) for value in values.values()) and bool(moves or likely)
+        answers = connection.run([*moves.values(), epoch.bump] if tell else [*moves.values()])
+        if tell:
+            epoch.settle(connection, answers.pop())
+        pending = [name for name, done in zip(moves, answers, strict=True) if not _is_stored(done)]
 
 
-def _changed(connection: Connection, found: Found, name: bytes, new: Change) -> bool:
+def drop(connection: Connection, name: bytes, epoch: Epoch) -> None:
+    """Remove an item whatever it is, and bump the epoch."""
+    done, answer = connection.run([b"delete %b\r\n" % name, epoch.bump])
+    if done not in (b"DELETED", b"NOT_FOUND"):
+        raise ValueError("a reply that is not memcached's")
+    epoch.settle(connection, answer)
+
+
+def _move(found: Found, name: bytes, value: bytes, until: int) -> bytes:
+    """The command that stores over what was found, or over nothing."""
     item = found.get(name)
-    wanted = new(item[0] if item is not None else None)
-    return wanted is None or _stored(connection, found, name, *wanted)
+    if item is None:
+        return b"add %b 0 %d %d\r\n%b\r\n" % (name, until, len(value), value)
+    return b"cas %b 0 %d %d %b\r\n%b\r\n" % (name, until, len(value), item[1], value)
+
+
+def _is_stored(answer: bytes) -> bool:
+    """False when it was something else by now."""
+    if answer == b"STORED":
+        return True
+    if answer in (b"NOT_STORED", b"EXISTS", b"NOT_FOUND"):
+        return False
+    raise ValueError("a reply that is not memcached's")
 
 
 def _stored(connection: Connection, found: Found, name: bytes, value: bytes, until: int) -> bool:
@@ -138,24 +187,26 @@ def release(connection: Connection, names: Names, token: bytes) -> None:
 # -- the writer's side
 
 
-def void(connection: Connection, names: Iterable[bytes]) -> None:
-    change(connection, names, _voided)
+def void(connection: Connection, names: Iterable[bytes], epoch: Epoch) -> None:
+    change(connection, names, _voided, epoch, likely=False)
 
 
-def seize(connection: Connection, names: Iterable[bytes], writer: bytes, lease: int) -> None:
+def seize(
+    connection: Connection, names: Iterable[bytes], epoch: Epoch, writer: bytes, lease: int
+) -> None:
     def seized(value: bytes | None) -> tuple[bytes, int]:
         block = _block(value)
         block = Block(lease, False, (writer,)) if block is None else block.joined(writer, lease)
         return block.value(), block.lease
 
-    change(connection, names, seized)
+    change(connection, names, seized, epoch)
 
 
-def end(connection: Connection, names: Iterable[bytes], writer: bytes) -> None:
-    change(connection, names, lambda value: _ended(value, writer))
+def end(connection: Connection, names: Iterable[bytes], epoch: Epoch, writer: bytes) -> None:
+    change(connection, names, lambda value: _ended(value, writer), epoch, told=_no_block)
 
 
-def put(connection: Connection, names: Names, entry: bytes, until: int) -> bool:
+def put(connection: Connection, names: Names, epoch: Epoch, entry: bytes, until: int) -> bool:
     stored = False
 
     def placed(value: bytes | None) -> tuple[bytes, int] | None:
@@ -163,11 +214,13 @@ def put(connection: Connection, names: Names, entry: bytes, until: int) -> bool:
         stored = _block(value) is None
         return (entry, until) if stored else _voided(value)
 
-    change(connection, names[:1], placed)
+    change(connection, names[:1], placed, epoch)
     return stored
 
 
-def commit(connection: Connection, names: Names, writer: bytes, entry: bytes, until: int) -> bool:
+def commit(
+    connection: Connection, names: Names, epoch: Epoch, writer: bytes, entry: bytes, until: int
+) -> bool:
     stored = False
 
     def committed(value: bytes | None) -> tuple[bytes, int] | None:
@@ -176,8 +229,34 @@ def commit(connection: Connection, names: Names, writer: bytes, entry: bytes, un
         stored = block is not None and block.alone(writer)
         return (entry, until) if stored else _ended(value, writer)
 
-    change(connection, names[:1], committed)
+    change(connection, names[:1], committed, epoch, told=_no_block)
     return stored
+
+
+# -- tags
+
+
+def drop_tags(connection: Connection, names: Iterable[bytes], epoch: Epoch) -> None:
+    def dropped(value: bytes | None) -> tuple[bytes, int] | None:
+        return None if value is None or _block(value) is not None else _GONE
+
+    change(connection, names, dropped, epoch, likely=False)
+
+
+def end_tags(connection: Connection, names: Iterable[bytes], epoch: Epoch, writer: bytes) -> None:
+    def ended(value: bytes | None) -> tuple[bytes, int] | None:
+        block = _block(value)
+        if block is not None and writer not in block.writers:
+            return None
+        return _ended(value, writer)
+
+    change(connection, names, ended, epoch, told=_no_block)
+
+
+def _no_block(value: bytes | None) -> bool:
+    """Whether a writer that ends finds that its block has run out: others may have kept since
+    what they loaded meanwhile, even where the item is gone again by now."""
+    return _block(value) is None
 
 
 def _block(value: bytes | None) -> Block | None:
@@ -208,9 +287,10 @@ def _ended(value: bytes | None, writer: bytes) -> tuple[bytes, int] | None:
 
 def nonces(
     connection: Connection, untils: dict[bytes, int], fresh: Callable[[], bytes]
-) -> dict[bytes, bytes]:
-    """The nonces under these names; what is missing is added with its expiry, never replaced."""
-    known: dict[bytes, bytes] = {}
+) -> dict[bytes, bytes | None]:
+    """The nonces under these names; what is missing is added with its expiry, never replaced.
+    Where a block stands there is none."""
+    known: dict[bytes, bytes | None] = {}
     while True:
         missing = [name for name in untils if name not in known]
         if not missing:
@@ -218,7 +298,7 @@ def nonces(
         found = connection.get(missing)
         for name in missing:
             nonce = nonce_of(found, name)
-            if nonce is None:
+            if nonce is None and not (name in found and _block(found[name][0])):
                 nonce = fresh()
                 if not _stored(connection, found, name, nonce, untils[name]):
                     continue

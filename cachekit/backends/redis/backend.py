@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...errors import ConfigurationError, MissingDependencyError
-from ...protocols import Bus, Log, Store, World
+from ...protocols import Bus, Log, Store, Stream, World
 from .layout import encode_namespace
 
 Clients = tuple[Callable[[], Any] | None, Callable[[], Any] | None]
@@ -20,11 +20,22 @@ class RedisBackend:
     it records is everybody's. ``max_connections`` bounds the thread world's pool per server;
     an event loop uses one connection per server. ``clients`` replaces the URL's connections by
     two factories of redis-py clients (plain, asyncio); see ``driver`` for what is lost then.
+
+    After a restart or a failover everything from before reads as missing, since the server may
+    have come back with older memory than it had: ``INFO`` tells which run it is, and a user who
+    may not ask goes without. ``trust_restart`` keeps the cache warm instead, and with it what was
+    invalidated after the last save or replication. A proxy that spreads commands over several
+    servers needs it too.
+
+    ``bus``: how near tiers follow: "push" (the scripts publish what they invalidate), or
+    "tracking" (the server tells of every change of a key, so that foreign writers, expiry and
+    eviction are heard of too; each fill then costs one more read; not for a cluster).
     """
 
     name = "redis"
     shared = True
     bus: Bus | None = None
+    stream: Stream | None = None
     log: Callable[[World], Log] | None = None
 
     def __init__(
@@ -35,6 +46,8 @@ class RedisBackend:
         timeout: float = 0.25,
         partitions: int | None = None,
         max_connections: int | None = None,
+        trust_restart: bool | None = None,
+        bus: str | None = None,
         clients: Clients | None = None,
     ) -> None:
         try:
@@ -46,12 +59,24 @@ class RedisBackend:
             ) from missing
         from .options import parse_url
 
-        given = {"partitions": partitions, "max_connections": max_connections}
+        given = {
+            "partitions": partitions,
+            "max_connections": max_connections,
+            "trust_restart": trust_restart,
+            "bus": bus,
+        }
         self._options = parse_url(
             url, **{name: value for name, value in given.items() if value is not None}
         )
         self._namespace = encode_namespace(namespace)
         self._clients = clients
+        if clients is None:  # a caller's own clients say nothing of how to listen
+            from .bus import RedisBus
+            from .streams import RedisStream
+
+            tracking = self._options.bus == "tracking"
+            self.bus = RedisBus(self._options, self._namespace, tracking=tracking)
+            self.stream = RedisStream(self._options, self._namespace, self._route)
 
     def __repr__(self) -> str:
         servers = ",".join(str(address) for address in self._options.addresses)
@@ -60,7 +85,10 @@ class RedisBackend:
     def open(self, world: World) -> Store:
         from .store import RedisStore
 
-        return RedisStore(self._route(world), self._namespace, self._options.partitions)
+        options = self._options
+        return RedisStore(
+            self._route(world), self._namespace, options.partitions, options.trust_restart
+        )
 
     def _route(self, world: World) -> Any:
         from .options import Topology

@@ -23,7 +23,7 @@ from .wire import (
     Command,
     Login,
     ProtocolViolation,
-    Reply,
+    Replies,
     closes,
     new_reader,
     pack,
@@ -34,11 +34,14 @@ READ_SIZE = 65536
 
 
 class Connection:
-    """One logged-in socket. After any exception it must be closed, never used again."""
+    """One logged-in socket. After any exception it must be closed, never used again.
 
-    __slots__ = ("_buffer", "_pending", "_poll", "_reader", "_socket")
+    ``run``: see ``wire.Replies``."""
+
+    __slots__ = ("_buffer", "_pending", "_poll", "_reader", "_socket", "run")
 
     def __init__(self, address: Address, login: Login, until: float) -> None:
+        self.run = b""
         self._socket = _dial(address, login, until)
         try:
             # Waiting is by poll alone: a socket with a timeout would poll once more per call.
@@ -52,7 +55,7 @@ class Connection:
             self._poll = poller.poll
             if login.greeting:
                 self.send(pack(login.greeting), until)
-                login.check(self.receive(len(login.greeting), until))
+                self.run = login.check(self.receive(len(login.greeting), until))
         except BaseException:
             self.close()
             raise
@@ -72,9 +75,10 @@ class Connection:
                 return
             view = memoryview(view)[sent:]
 
-    def receive(self, count: int, until: float) -> list[Reply]:
+    def receive(self, count: int, until: float) -> Replies:
         reader, sock, buffer = self._reader, self._socket, self._buffer
-        replies: list[Reply] = []
+        replies = Replies()
+        replies.run = self.run
         while True:
             if self._pending is None or not self._pending():
                 left = until - monotonic()
@@ -246,9 +250,7 @@ class BlockingWire:
             pool_ = self._pools.setdefault(address, Pool(address, self._login))
         return pool_
 
-    async def call(
-        self, address: Address, commands: Sequence[Command], until: float
-    ) -> list[Reply]:
+    async def call(self, address: Address, commands: Sequence[Command], until: float) -> Replies:
         packed = pack(commands)
         pool = self._pool(address)
         connection = pool.take(until)
@@ -264,10 +266,8 @@ class BlockingWire:
             pool.give(connection)
         return replies
 
-    async def call_many(
-        self, batches: Sequence[Batch], until: float
-    ) -> list[list[Reply] | Exception]:
-        results: list[list[Reply] | Exception] = [[] for _ in batches]
+    async def call_many(self, batches: Sequence[Batch], until: float) -> list[Replies | Exception]:
+        results: list[Replies | Exception] = [Replies() for _ in batches]
         held: list[tuple[int, Pool, Connection]] = []
         try:
             # In one order everywhere: two callers can not wait for each other's connections.

@@ -7,12 +7,26 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from redis.crc import key_slot
 
-from .routes import Call, checked, values_of
-from .wire import Address, Command, ErrorReply, ProtocolViolation, Reply, Wire, remaining
+from .routes import Call, Found, checked, values_of
+from .wire import Address, Command, ErrorReply, ProtocolViolation, Replies, Reply, Wire, remaining
 
 HOPS = 5
 PAUSE = 0.01  # seconds
 RELEARN = frozenset({"MOVED", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING"})
+
+
+class NodeReplies(Replies):
+    """Replies of several nodes, each with a run of its own."""
+
+    __slots__ = ("runs",)
+
+    def __init__(self, count: int) -> None:
+        super().__init__([None] * count)
+        self.run = b""
+        self.runs = [b""] * count
+
+    def run_of(self, i: int) -> bytes:
+        return self.runs[i]
 
 
 class ClusterRoute:
@@ -32,8 +46,8 @@ class ClusterRoute:
         self._owners: dict[int, Address] = {}
         self._stale = True
 
-    async def send(self, calls: Sequence[Call], until: float) -> list[Reply]:
-        replies: list[Reply] = [None] * len(calls)
+    async def send(self, calls: Sequence[Call], until: float) -> NodeReplies:
+        replies = NodeReplies(len(calls))
         todo: list[tuple[int, Address | None]] = [(i, None) for i in range(len(calls))]
         for hop in range(HOPS):
             if self._stale:
@@ -49,7 +63,7 @@ class ClusterRoute:
         self,
         calls: Sequence[Call],
         todo: Sequence[tuple[int, Address | None]],
-        replies: list[Reply],
+        replies: NodeReplies,
         until: float,
     ) -> list[tuple[int, Address | None]]:
         """One try of what is left to do; answers what was redirected, and where to."""
@@ -75,6 +89,7 @@ class ClusterRoute:
                 if i < 0:
                     continue
                 replies[i] = reply
+                replies.runs[i] = result.run
                 if isinstance(reply, ErrorReply):
                     again.extend(self._redirect(i, reply, address))
         if failure is not None:
@@ -129,27 +144,29 @@ class ClusterRoute:
             return
         raise problem or ConnectionError("no node of the cluster was given")
 
-    async def fetch(self, keys: Sequence[bytes], until: float) -> list[Reply]:
+    async def fetch(self, keys: Sequence[bytes], until: float) -> Found:
         groups: dict[int, list[int]] = {}
         for i, key in enumerate(keys):
             groups.setdefault(key_slot(key), []).append(i)
         spread = list(groups.values())
         calls: list[Call] = [(keys[g[0]], (b"MGET", *[keys[i] for i in g])) for g in spread]
         values: list[Reply] = [None] * len(keys)
+        runs = [b""] * len(keys)
         singly: list[int] = []
-        for group, reply in zip(spread, await self.send(calls, until), strict=True):
+        replies = await self.send(calls, until)
+        for group, reply, run in zip(spread, replies, replies.runs, strict=True):
             if isinstance(reply, ErrorReply) and reply.code == "TRYAGAIN":
                 # The slot is on the move, and its keys lie in two places: only a command of
                 # one key is sent on to where the key is.
                 singly += group
                 continue
             for i, value in zip(group, values_of(reply, len(group)), strict=True):
-                values[i] = value
+                values[i], runs[i] = value, run
         if singly:
             replies = await self.send([(keys[i], (b"MGET", keys[i])) for i in singly], until)
-            for i, reply in zip(singly, replies, strict=True):
-                values[i] = values_of(reply, 1)[0]
-        return values
+            for i, reply, run in zip(singly, replies, replies.runs, strict=True):
+                values[i], runs[i] = values_of(reply, 1)[0], run
+        return values, runs
 
     async def delete(self, keys: Sequence[bytes], until: float) -> None:
         # one by one, for the same reason

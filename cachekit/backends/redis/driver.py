@@ -1,7 +1,8 @@
 """Calls through redis-py clients that the caller made: fakeredis, or what no URL can say.
 
 The wires of this package are not used then, so the total deadline holds in asyncio only; plain
-calls are as bounded as the client's own ``socket_timeout`` makes them.
+calls are as bounded as the client's own ``socket_timeout`` makes them. Nor is the server's run
+known: namespace nonces count whichever run stored them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import redis.exceptions
 
 from .routes import Call, OneServer
-from .wire import ErrorReply, Reply, remaining
+from .wire import ErrorReply, Replies, Reply, remaining
 
 
 def _translate(reply: Reply) -> Reply:
@@ -23,6 +24,12 @@ def _translate(reply: Reply) -> Reply:
         return ErrorReply("NOSCRIPT")
     code = getattr(reply, "status_code", None)
     return ErrorReply(f"{code} {reply}" if code else str(reply))
+
+
+def _replies(found: Sequence[Any]) -> Replies:
+    replies = Replies(map(_translate, found))
+    replies.run = b""
+    return replies
 
 
 def _pipeline(client: Any, calls: Sequence[Call]) -> Any:
@@ -40,7 +47,7 @@ class _DriverRoute(OneServer):
 class BlockingDriverRoute(_DriverRoute):
     """Over a ``redis.Redis``."""
 
-    async def send(self, calls: Sequence[Call], until: float) -> list[Reply]:
+    async def send(self, calls: Sequence[Call], until: float) -> Replies:
         remaining(until)
         try:
             replies = _pipeline(self._client, calls).execute(raise_on_error=False)
@@ -48,7 +55,7 @@ class BlockingDriverRoute(_DriverRoute):
             raise TimeoutError("the client's own timeout passed") from error
         except redis.exceptions.ResponseError as error:
             raise _translate(error) from error
-        return [_translate(reply) for reply in replies]
+        return _replies(replies)
 
     async def close(self) -> None:
         self._client.close()
@@ -57,7 +64,7 @@ class BlockingDriverRoute(_DriverRoute):
 class AsyncDriverRoute(_DriverRoute):
     """Over a ``redis.asyncio.Redis``."""
 
-    async def send(self, calls: Sequence[Call], until: float) -> list[Reply]:
+    async def send(self, calls: Sequence[Call], until: float) -> Replies:
         try:
             async with asyncio.timeout(remaining(until)):
                 replies = await _pipeline(self._client, calls).execute(raise_on_error=False)
@@ -65,7 +72,7 @@ class AsyncDriverRoute(_DriverRoute):
             raise TimeoutError("the client's own timeout passed") from error
         except redis.exceptions.ResponseError as error:
             raise _translate(error) from error
-        return [_translate(reply) for reply in replies]
+        return _replies(replies)
 
     async def close(self) -> None:
         await self._client.aclose()

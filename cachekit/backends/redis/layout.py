@@ -5,10 +5,11 @@ slot):
 
 ====================  ====================================================================
 ``{ns}:partitions``   P, recorded by whoever came first and read by everybody
+``{ns}:bus``          no key: the channel of the invalidations
 ``{ns:p}:key``        the slot of a key
 ``{ns:p}!``           the nonce of partition p of the namespace
 ``{ns:p}=key``        a plain record
-``{ns:#tag}``         the nonce of a tag
+``{ns:#tag}``         the nonce of a tag, or a block of writers in its place
 ====================  ====================================================================
 
 The value of a slot. The first byte is the kind, the second the version of this format; every
@@ -23,7 +24,12 @@ R     kind, 1; stamp (16); refresh token (16); end of its lease (14 characters: 
 B     kind, 1; contested (``0`` or ``1``); writer ids (16 each). Its ttl is the longest lease.
 ====  ==================================================================================
 
-Anything else under a slot's name is somebody else's and reads as nothing. A nonce is 16 bytes.
+Anything else under a slot's name is somebody else's and reads as nothing. A nonce is 32 bytes:
+the run that stored it (the first 16 characters of the server's ``run_id``, or 16 zero bytes where
+the user may not ask), then the nonce itself; a block may stand in place of a tag's. Read from
+another run it is missing: a server that comes back with older memory, or a replica promoted
+before it knew everything, brings back entries and nonces, but none that counts. Every entry is
+bound to its namespace nonce, so that no other value needs the run.
 """
 
 from __future__ import annotations
@@ -46,6 +52,8 @@ ENTRY_HEAD = 2 + TOKEN_BYTES
 LEASE_DIGITS = 14
 REFRESHING_HEAD = ENTRY_HEAD + TOKEN_BYTES + LEASE_DIGITS
 BLOCK_HEAD = 3
+RUN_BYTES = 16
+NONCE_BYTES = RUN_BYTES + TOKEN_BYTES
 
 # The states as plain names: looking one up in its enum costs as much as comparing the kind.
 _IS_ENTRY = SlotState.ENTRY
@@ -72,6 +80,10 @@ def encode_namespace(namespace: str) -> str:
 
 def partitions_key(encoded: str) -> bytes:
     return f"{{{encoded}}}:partitions".encode()
+
+
+def bus_channel(encoded: str) -> bytes:
+    return f"{{{encoded}}}:bus".encode()
 
 
 class Layout:
@@ -144,8 +156,20 @@ def lease_end(value: bytes) -> int:
         return 0
 
 
-def parse_nonce(value: object) -> bytes | None:
-    return value if isinstance(value, bytes) and len(value) == TOKEN_BYTES else None
+def parse_nonce(value: object, run: bytes) -> bytes | None:
+    """A nonce that ``run`` stored; an empty ``run`` takes any. None for a block."""
+    if isinstance(value, bytes) and len(value) == NONCE_BYTES and value.startswith(run):
+        return value[RUN_BYTES:]
+    return None
+
+
+def nonces_of(
+    values: Sequence[object], runs: bytes | Sequence[bytes], first: int
+) -> list[bytes | None]:
+    """The nonces among values from ``first`` on. ``runs``: who answered, for all or for each."""
+    if isinstance(runs, bytes):
+        return [parse_nonce(value, runs) for value in values[first:]]
+    return [parse_nonce(v, r) for v, r in zip(values[first:], runs[first:], strict=True)]
 
 
 def milliseconds(seconds: float) -> int:

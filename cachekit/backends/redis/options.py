@@ -46,6 +46,8 @@ OPTIONS = {
     "client_name": str,
     "max_connections": int,
     "partitions": int,
+    "trust_restart": bool,
+    "bus": str,
     "sentinel_username": str,
     "sentinel_password": str,
     "ssl_ca_certs": str,
@@ -54,19 +56,22 @@ OPTIONS = {
     "ssl_keyfile": str,
     "ssl_password": str,
     "ssl_cert_reqs": str,
-    "ssl_check_hostname": str,
+    "ssl_check_hostname": bool,
 }
+BUSES = ("push", "tracking")
 TIMEOUTS = frozenset({"timeout", "socket_timeout", "socket_connect_timeout", "retry_on_timeout"})
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where to connect and as whom."""
+    """Where to connect and as whom. ``trust_restart`` and ``bus``: see ``RedisBackend``."""
 
     topology: Topology
     addresses: tuple[Address, ...]
     login: Login
     partitions: int = DEFAULT_PARTITIONS
+    trust_restart: bool = False
+    bus: str = "push"
     service: str = ""
     sentinel_login: Login = field(default_factory=Login)
 
@@ -109,11 +114,15 @@ def parse_url(url: str, **overrides: Any) -> Options:
         raise ConfigurationError("several hosts need redis+cluster:// or redis+sentinel://")
     if topology is Topology.CLUSTER and found.get("db"):
         raise ConfigurationError("a cluster has only database 0")
+    if found.get("bus", "push") not in BUSES:
+        raise ConfigurationError(f"bus: use one of {', '.join(BUSES)}")
     return Options(
         topology=topology,
         addresses=addresses,
         login=_login(found, tls, topology),
         partitions=_within("partitions", found.get("partitions"), MAX_PARTITIONS),
+        trust_restart=bool(found.get("trust_restart")),
+        bus=found.get("bus", "push"),
         service=service,
         sentinel_login=Login(
             username=found.get("sentinel_username"),
@@ -134,7 +143,10 @@ def _query(query: str) -> dict[str, Any]:
             raise ConfigurationError(
                 f"unknown option {name!r} in the Redis URL; known: {', '.join(sorted(OPTIONS))}"
             )
-        found[name] = _number(name, value) if OPTIONS[name] is int else value
+        if OPTIONS[name] is int:
+            found[name] = _number(name, value)
+        else:
+            found[name] = _truth(name, value) if OPTIONS[name] is bool else value
     return found
 
 
@@ -158,6 +170,12 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
+def _truth(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ConfigurationError(f"{name} is true or false")
+    return text.lower() == "true"
+
+
 def _within(name: str, value: Any, most: int) -> int:
     if value is None:
         return DEFAULT_PARTITIONS
@@ -179,6 +197,7 @@ def _login(found: dict[str, Any], tls: bool, topology: Topology) -> Login:
         client_name=found.get("client_name"),
         tls=_tls(found) if tls else None,
         master_only=topology is Topology.SENTINEL,
+        ask_run=not found.get("trust_restart"),
         max_connections=limit,
     )
 
@@ -187,9 +206,6 @@ def _tls(found: dict[str, Any]) -> TLS:
     verify = found.get("ssl_cert_reqs", "required")
     if verify not in ("required", "none"):
         raise ConfigurationError("ssl_cert_reqs is required or none")
-    check = found.get("ssl_check_hostname", "true").lower()
-    if check not in ("true", "false"):
-        raise ConfigurationError("ssl_check_hostname is true or false")
     return TLS(
         ca_file=found.get("ssl_ca_certs"),
         ca_path=found.get("ssl_ca_path"),
@@ -197,5 +213,5 @@ def _tls(found: dict[str, Any]) -> TLS:
         key_file=found.get("ssl_keyfile"),
         key_password=found.get("ssl_password"),
         verify=verify == "required",
-        check_hostname=check == "true",
+        check_hostname=found.get("ssl_check_hostname", True),
     )

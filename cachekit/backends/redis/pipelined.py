@@ -24,7 +24,7 @@ from .wire import (
     Command,
     Login,
     ProtocolViolation,
-    Reply,
+    Replies,
     closes,
     new_reader,
     pack,
@@ -43,8 +43,8 @@ class _Exchange:
         self.packed = pack(commands)
         self.count = len(commands)
         self.until = until
-        self.replies: list[Reply] = []
-        self.future: asyncio.Future[list[Reply]] = loop.create_future()
+        self.replies = Replies()
+        self.future: asyncio.Future[Replies] = loop.create_future()
         self.link: Link | None = None
 
     def abandon(self) -> None:
@@ -76,6 +76,7 @@ class Link(asyncio.Protocol):
         self._sent: deque[_Exchange] = deque()
         self._hello: _Exchange | None = None
         self._ready = False
+        self._run = b""
         self._proven = False  # a reply came: what TLS sends by itself is behind us
         self._flushing = False
         self._timer: asyncio.TimerHandle | None = None
@@ -178,7 +179,7 @@ class Link(asyncio.Protocol):
                 self._hello = hello = _Exchange(greeting, 0.0, self.loop)
                 self._sent.append(hello)
                 self._transport.write(hello.packed)
-                self._login.check(await hello.future)
+                self._run = self._login.check(await hello.future)
         except Exception as error:
             self.fail(error)
             return
@@ -237,6 +238,7 @@ class Link(asyncio.Protocol):
                     self.usable = False
                     self._wire.forget(self)
                 if not exchange.future.done():
+                    exchange.replies.run = self._run
                     exchange.future.set_result(exchange.replies)
         except Exception as error:
             self.fail(error)
@@ -272,9 +274,7 @@ class PipelinedWire:
         if self._links.get(link.address) is link:
             del self._links[link.address]
 
-    async def call(
-        self, address: Address, commands: Sequence[Command], until: float
-    ) -> list[Reply]:
+    async def call(self, address: Address, commands: Sequence[Command], until: float) -> Replies:
         remaining(until)
         link = self.link(address)
         exchange = _Exchange(commands, until, link.loop)
@@ -285,15 +285,13 @@ class PipelinedWire:
             exchange.abandon()
             raise
 
-    async def call_many(
-        self, batches: Sequence[Batch], until: float
-    ) -> list[list[Reply] | Exception]:
+    async def call_many(self, batches: Sequence[Batch], until: float) -> list[Replies | Exception]:
         remaining(until)
         loop = asyncio.get_running_loop()
         exchanges = [_Exchange(commands, until, loop) for _, commands in batches]
         for (address, _), exchange in zip(batches, exchanges, strict=True):
             self.link(address).put(exchange)
-        results: list[list[Reply] | Exception] = []
+        results: list[Replies | Exception] = []
         try:
             for exchange in exchanges:
                 try:

@@ -17,12 +17,14 @@ from .wire import (
     ErrorReply,
     NotMaster,
     ProtocolViolation,
+    Replies,
     Reply,
     Wire,
     remaining,
 )
 
 Call = tuple[bytes, Command]
+Found = tuple[list[Reply], bytes | list[bytes]]  # values, and the run of all or of each
 
 
 def values_of(reply: Reply, count: int) -> list[Reply]:
@@ -34,7 +36,7 @@ def values_of(reply: Reply, count: int) -> list[Reply]:
     raise ProtocolViolation("no answer to MGET")
 
 
-def checked(replies: list[Reply]) -> list[Reply]:
+def checked(replies: Replies) -> Replies:
     """The replies if there is no error among them; else raises the first."""
     for reply in replies:
         if isinstance(reply, ErrorReply):
@@ -45,10 +47,11 @@ def checked(replies: list[Reply]) -> list[Reply]:
 class Route(Protocol):
     """Carries calls within ``until`` (``time.monotonic()``); error replies come back in place."""
 
-    async def send(self, calls: Sequence[Call], until: float) -> list[Reply]: ...
+    async def send(self, calls: Sequence[Call], until: float) -> Replies: ...
 
-    async def fetch(self, keys: Sequence[bytes], until: float) -> list[Reply]:
-        """The values of the keys, None where there is none or it is no string."""
+    async def fetch(self, keys: Sequence[bytes], until: float) -> Found:
+        """The values of the keys, None where there is none or it is no string; and which run
+        each comes from, one for all where they come from one server."""
 
     async def delete(self, keys: Sequence[bytes], until: float) -> None: ...
 
@@ -58,12 +61,12 @@ class Route(Protocol):
 class OneServer:
     """What is the same for all routes where one server has every key."""
 
-    async def send(self, calls: Sequence[Call], until: float) -> list[Reply]:
+    async def send(self, calls: Sequence[Call], until: float) -> Replies:
         raise NotImplementedError
 
-    async def fetch(self, keys: Sequence[bytes], until: float) -> list[Reply]:
-        [reply] = await self.send([(keys[0], (b"MGET", *keys))], until)
-        return values_of(reply, len(keys))
+    async def fetch(self, keys: Sequence[bytes], until: float) -> Found:
+        replies = await self.send([(keys[0], (b"MGET", *keys))], until)
+        return values_of(replies[0], len(keys)), replies.run
 
     async def delete(self, keys: Sequence[bytes], until: float) -> None:
         checked(await self.send([(keys[0], (b"UNLINK", *keys))], until))
@@ -76,12 +79,12 @@ class SingleRoute(OneServer):
         self._wire = wire
         self._address = address
 
-    async def send(self, calls: Sequence[Call], until: float) -> list[Reply]:
+    async def send(self, calls: Sequence[Call], until: float) -> Replies:
         return await self._wire.call(self._address, [command for _, command in calls], until)
 
-    async def fetch(self, keys: Sequence[bytes], until: float) -> list[Reply]:
-        [reply] = await self._wire.call(self._address, ((b"MGET", *keys),), until)
-        return values_of(reply, len(keys))
+    async def fetch(self, keys: Sequence[bytes], until: float) -> Found:
+        replies = await self._wire.call(self._address, ((b"MGET", *keys),), until)
+        return values_of(replies[0], len(keys)), replies.run
 
     async def close(self) -> None:
         await self._wire.close()
@@ -102,7 +105,7 @@ class SentinelRoute(OneServer):
         self._service = service
         self._master: Address | None = None
 
-    async def send(self, calls: Sequence[Call], until: float) -> list[Reply]:
+    async def send(self, calls: Sequence[Call], until: float) -> Replies:
         commands = [command for _, command in calls]
         known = self._master
         if known is not None:
@@ -112,7 +115,7 @@ class SentinelRoute(OneServer):
                 pass  # nothing was sent: ask who is the master now
         return await self._on(await self._find(until), commands, until)
 
-    async def _on(self, master: Address, commands: Sequence[Command], until: float) -> list[Reply]:
+    async def _on(self, master: Address, commands: Sequence[Command], until: float) -> Replies:
         try:
             replies = await self._wire.call(master, commands, until)
         except Exception:

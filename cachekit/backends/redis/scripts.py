@@ -4,6 +4,10 @@ Every script first reads the head of the slot (never the value: its cost does no
 entry) and names its kind ``k``: T, E, R, B, or empty for nothing and for what is not ours. The
 format is in ``layout``. Needs Redis 6 (KEEPTTL). Refusals to read other than WRONGTYPE are
 handed on, so that no step writes over what it was not allowed to see.
+
+VOID, SEIZE and END do the same under the name of a tag, where a block stands in place of the
+nonce. Steps that publish take the channel and the note first, and answer 2 more where the user
+may not publish: the change stands all the same.
 """
 
 from __future__ import annotations
@@ -46,9 +50,22 @@ local function lease_end(lease)
 end
 """
 
+# After the change, so that who hears of it and looks sees it done.
+_TELL = r"""
+local function tell()
+  local heard = redis.pcall('PUBLISH', ARGV[1], ARGV[2])
+  if type(heard) == 'table' and heard.err then return 2 end
+  return 0
+end
+"""
+
+# Tells where the block ran out: others may have stored, and copied, something since.
 _END = r"""
 local function leave(me)
-  if k ~= 'B' then redis.call('DEL', key) return end
+  if k ~= 'B' then
+    redis.call('DEL', key)
+    return tell()
+  end
   local v = redis.call('GET', key)
   local others, mine = {}, false
   for i = 4, #v, 16 do
@@ -59,6 +76,7 @@ local function leave(me)
   elseif mine then
     redis.call('SET', key, string.sub(v, 1, 3) .. table.concat(others), 'KEEPTTL')
   else redis.call('SETRANGE', key, 2, '1') end
+  return 0
 end
 """
 
@@ -149,84 +167,96 @@ return 1
 """,
 )
 
-# ttl ms, value -> 1 or 0
+# channel, note, ttl ms, value -> 1 or 0, and 2 more
 PUT = Script(
     _HEAD,
+    _TELL,
     r"""
 if k == 'B' then
   redis.call('SETRANGE', key, 2, '1')
-  return 0
+  return tell()
 end
-store(ARGV[2], ARGV[1])
-return 1
+store(ARGV[4], ARGV[3])
+return 1 + tell()
 """,
 )
 
-# -> 1
+# channel, note -> 1, and 2 more
 VOID = Script(
     _HEAD,
+    _TELL,
     r"""
 if k == 'B' then redis.call('SETRANGE', key, 2, '1') else redis.call('DEL', key) end
-return 1
+return 1 + tell()
 """,
 )
 
-# writer, lease ms -> 1
+# channel, note, writer, lease ms -> 1, and 2 more
 SEIZE = Script(
     _HEAD,
+    _TELL,
     r"""
-local me, lease = ARGV[1], tonumber(ARGV[2])
+local me, lease = ARGV[3], tonumber(ARGV[4])
 if k ~= 'B' then
-  store('B\1' .. '0' .. me, ARGV[2])
-  return 1
+  store('B\1' .. '0' .. me, ARGV[4])
+  return 1 + tell()
 end
 local v = redis.call('GET', key)
 local left = redis.call('PTTL', key)
 for i = 4, #v, 16 do
   if string.sub(v, i, i + 15) == me then
     if left >= 0 and left < lease then redis.call('PEXPIRE', key, lease) end
-    return 1
+    return 1 + tell()
   end
 end
 local value = 'B\1' .. '1' .. string.sub(v, 4) .. me
 if left < 0 then redis.call('SET', key, value, 'KEEPTTL')
 else redis.call('SET', key, value, 'PX', math.max(left, lease)) end
-return 1
+return 1 + tell()
 """,
 )
 
-# writer, ttl ms, value -> 1 or 0
+# channel, note, writer, ttl ms, value -> 1 or 0, and 2 more
 COMMIT = Script(
     _HEAD,
+    _TELL,
     _END,
     r"""
-if h == 'B\1' .. '0' .. ARGV[1] then
-  store(ARGV[3], ARGV[2])
+if h == 'B\1' .. '0' .. ARGV[3] then
+  store(ARGV[5], ARGV[4])
   return 1
 end
-leave(ARGV[1])
-return 0
+return leave(ARGV[3])
 """,
 )
 
-# writer -> 1
+# channel, note, writer -> 1, and 2 more
 END = Script(
     _HEAD,
+    _TELL,
     _END,
     r"""
-leave(ARGV[1])
-return 1
+return 1 + leave(ARGV[3])
 """,
 )
 
-# fresh nonce, ttl ms -> the nonce that stands
+# fresh nonce, ttl ms, whether every run counts ("1"/"0") -> the nonce that stands, or the block
 NONCE = Script(
     r"""
 local v = redis.pcall('GET', KEYS[1])
-if type(v) == 'string' and #v == 16 then return v end
 if type(v) == 'table' and not string.find(v.err or '', 'WRONGTYPE', 1, true) then return v end
-if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1])
-else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+if type(v) == 'string' and #v >= 19 and string.sub(v, 1, 2) == 'B\1' then return v end
+local info, run = redis.pcall('INFO', 'server'), nil
+if type(info) == 'string' then
+  run = string.match(info, 'run_id:(' .. string.rep('%x', 16) .. ')')
+end
+if type(v) == 'string' and #v == 32
+  and (not run or ARGV[3] == '1' or string.sub(v, 1, 16) == run) then
+  return string.sub(v, 17)
+end
+local made = (run or string.rep('\0', 16)) .. ARGV[1]
+if ARGV[2] == '0' then redis.call('SET', KEYS[1], made)
+else redis.call('SET', KEYS[1], made, 'PX', ARGV[2]) end
 return ARGV[1]
 """
 )

@@ -7,6 +7,7 @@ sending and the last byte of the reply. It never repeats a command.
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Sequence
@@ -16,8 +17,12 @@ from typing import Any, NamedTuple, Protocol
 
 import hiredis
 
+from .layout import RUN_BYTES
+
 Command = tuple[Any, ...]  # of bytes, str and int
 Reply = Any  # bytes, int, None, a list of these, or an ErrorReply
+
+_RUN = re.compile(rb"run_id:([0-9A-Fa-f]{%d})" % RUN_BYTES)
 
 NOT_ENOUGH = object()
 MAX_ERROR_TEXT = 200
@@ -25,6 +30,18 @@ MAX_ERROR_TEXT = 200
 # After one of these the connection leads to a server that can not serve us now.
 CLOSING_CODES = frozenset({"READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "UNBLOCKED"})
 NOT_SERVING = frozenset({"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY"})
+
+
+class Replies(list[Reply]):
+    """Replies in the order of the commands. ``run`` is the server process that sent them: the
+    first characters of its ``run_id``, or empty where it is not known or not asked for."""
+
+    __slots__ = ("run",)
+    run: bytes  # who makes one sets it: a default would cost the hot read a dictionary
+
+    def run_of(self, i: int) -> bytes:
+        """The run that sent the ``i``-th reply."""
+        return self.run
 
 
 class ErrorReply(Exception):
@@ -90,7 +107,7 @@ class TLS:
 
 @dataclass(frozen=True)
 class Login:
-    """What a new connection says before anything else."""
+    """What a new connection says before anything else. ``ask_run``: learn the server's run."""
 
     username: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
@@ -98,6 +115,7 @@ class Login:
     client_name: str | None = None
     tls: TLS | None = None
     master_only: bool = False
+    ask_run: bool = False
     max_connections: int = 50
 
     @cached_property
@@ -112,17 +130,31 @@ class Login:
             commands.append(("CLIENT", "SETNAME", self.client_name))
         if self.master_only:
             commands.append(("ROLE",))
+        if self.ask_run:
+            commands.append(("INFO", "server"))
         return tuple(commands)
 
-    def check(self, replies: Sequence[Reply]) -> None:
-        """Raise what the greeting's replies object to."""
+    def check(self, replies: Sequence[Reply]) -> bytes:
+        """The server's run, empty where it did not tell; raises what the replies object to."""
+        run = b""
         for command, reply in zip(self.greeting, replies, strict=True):
-            if isinstance(reply, ErrorReply):
+            if command[0] == "INFO":
+                run = _run_in(reply)
+            elif isinstance(reply, ErrorReply):
                 if command[0] == "ROLE" and reply.code == "NOPERM":
                     continue  # a least-privilege user may not ask; Sentinel's word counts
                 raise reply
-            if command[0] == "ROLE" and reply[0] != b"master":
+            elif command[0] == "ROLE" and reply[0] != b"master":
                 raise NotMaster("the server named by Sentinel is not a master")
+        return run
+
+
+def _run_in(reply: Reply) -> bytes:
+    """A server that is not ready raises: its run would stay unknown as long as it is connected."""
+    if isinstance(reply, ErrorReply) and reply.unavailable:
+        raise reply
+    found = _RUN.search(reply) if isinstance(reply, bytes) else None
+    return b"" if found is None else found[1]
 
 
 def pack(commands: Sequence[Command]) -> bytes:
@@ -165,11 +197,9 @@ class Wire(Protocol):
 
     async def call(
         self, address: Address, commands: Sequence[Command], until: float
-    ) -> list[Reply]: ...
+    ) -> Replies: ...
 
-    async def call_many(
-        self, batches: Sequence[Batch], until: float
-    ) -> list[list[Reply] | Exception]:
+    async def call_many(self, batches: Sequence[Batch], until: float) -> list[Replies | Exception]:
         """Several servers at once; one's failure is its own."""
 
     async def close(self) -> None: ...
