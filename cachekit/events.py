@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from .codecs import ExactJson
-from .errors import BackendError, CodecError, InvalidationFailed
+from .errors import BackendError, CacheKitError, CodecError, InvalidationFailed
 from .invalidation import Invalidator
 from .observe import Meter
 from .protocols import Stream
@@ -69,7 +69,7 @@ class Events:
         cls = type(event)
         try:
             body = ExactJson([cls]).encode(event, CONTEXT)
-        except (CodecError, TypeError) as error:
+        except (CacheKitError, TypeError) as error:
             raise InvalidationFailed(
                 f"other processes can not be told of a {cls.__qualname__}: {error}",
                 operation="emit",

@@ -99,7 +99,11 @@ class Writer:
         except BaseException:
             intent.leave_behind(world)
             raise
-        outcome = await action(world)
+        try:
+            outcome = await action(world)
+        except BaseException:
+            self._leave_open(intent)
+            raise
         try:
             return await self._finish(
                 world, recipe, targets, outcome, intent, rights, seq, asked, fill=fill
@@ -130,9 +134,7 @@ class Writer:
     ) -> Outcome:
         if outcome.error is not None:
             if outcome_unknown(outcome.error):
-                self.invalidator.detach(intent.places, intent.tags)
-                if not intent.told:
-                    intent.owe()
+                self._leave_open(intent)
             else:
                 await intent.leave(world)
             return outcome
@@ -150,6 +152,12 @@ class Writer:
                     left.append(target.place.text or "")
         told = await intent.leave(world, left)
         return Outcome(Written(outcome.value, not told))
+
+    def _leave_open(self, intent: Intent) -> None:
+        """The outcome is unknown: the blocks stay, where there are any, until their lease ends."""
+        self.invalidator.detach(intent.places, intent.tags)
+        if not intent.told:
+            intent.owe()
 
     async def then_void(
         self,

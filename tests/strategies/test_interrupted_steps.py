@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cachekit import Cache, CacheAside, WriteBack
+from cachekit import Cache, CacheAside, WriteBack, WriteThrough
 from cachekit.backends.memory import MemoryBackend, MemorySlots, MemoryStore
 from cachekit.core.buffer import Buffer
 from cachekit.core.ops import OpKind
@@ -124,3 +124,39 @@ def test_a_flush_waits_for_the_newer_operation_on_a_key_it_was_asked_for() -> No
         flush.join(15)
         assert answers[0].complete
         assert rows["k"] == "second"
+
+
+def test_a_write_cancelled_at_its_source_while_the_far_tier_was_away_is_still_owed() -> None:
+    """No block could be put; the cancelled caller leaves the invalidation to the queue."""
+    backend = Faulty()
+    rows = {1: "old"}
+    landed = asyncio.Event()
+
+    async def store(id: int, value: str) -> None:
+        rows[id] = value
+        landed.set()
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        cache = Cache(backend=backend, coherence="strict")
+        other = Cache(backend=backend, coherence="strict")
+        writer = WriteThrough(cache, key="row:{id}", load=rows.get, store=store)
+        reader = WriteThrough(other, key="row:{id}", load=rows.get, store=store)
+        assert await reader.aio.get(1) == "old"
+        far = cache.parts.far
+        assert far is not None
+        for _ in range(10):
+            far.breaker.failure()
+        task = asyncio.create_task(writer.aio.put(1, "new"))
+        await landed.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert cache.stats().pending_invalidations == 1
+        for _ in range(500):
+            if await reader.aio.get(1) == "new":
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("the old value stayed")
+
+    asyncio.run(main())
