@@ -8,72 +8,38 @@ section 3).
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 
 from .core.near import Near
 from .core.notes import Note, NoteKind
 from .core.place import Place
 from .errors import BackendError, InvalidationFailed
 from .observe import Meter
+from .pending import SPACE, Name, Pending
 from .protocols import Stream
 from .runtime import AnyWorld, Runtime, drive
 from .tiers import Far
-
-MAX_PENDING = 10_000
-Name = tuple[str, Any]  # "key", "tag" and its text; "space"; "event" and its bytes
-SPACE: Name = ("space", "")
-
-
-class Pending:
-    """Invalidations that could not reach the far tier yet, the last one per name.
-
-    While one is pending its key, or every entry with its tag, counts as missing in this process.
-    Overflow becomes one invalidation of the whole namespace. Dies with the process."""
-
-    def __init__(self) -> None:
-        self._names: dict[Name, int] = {}
-        self._serial = 0
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def add(self, names: Iterable[Name]) -> None:
-        with self._lock:
-            for name in names:
-                self._serial += 1
-                self._names[name] = self._serial
-            if len(self._names) > MAX_PENDING:
-                self._names.clear()
-                self._names[SPACE] = self._serial
-
-    def reset_after_fork(self) -> None:
-        self._lock = threading.Lock()
-
-    def take(self) -> dict[Name, int]:
-        with self._lock:
-            return dict(self._names)
-
-    def done(self, taken: dict[Name, int]) -> None:
-        with self._lock:
-            for name, serial in taken.items():
-                if self._names.get(name) == serial:
-                    del self._names[name]
 
 
 class Invalidator:
     """One cache's invalidations. ``replay``: queue what fails instead of raising."""
 
     def __init__(
-        self, runtime: Runtime, near: Near, far: Far | None, meter: Meter, *, replay: bool
+        self,
+        runtime: Runtime,
+        near: Near,
+        far: Far | None,
+        meter: Meter,
+        *,
+        replay: bool,
+        replay_log: str | None = None,
     ) -> None:
         self.runtime = runtime
         self.near = near
         self.far = far
         self.meter = meter
         self.replay = replay
-        self.pending = Pending()
+        self.pending = Pending(meter, replay_log)
         self._stream: Stream | None = None
         self._closed = threading.Event()
         self._replaying = threading.Lock()
@@ -243,7 +209,9 @@ class Invalidator:
                 drive(self.settle(self.runtime.threads))
             except BackendError:
                 self.meter.event("invalidations_lost", count=len(self.pending))
-        return len(self.pending)
+        left = len(self.pending)
+        self.pending.close()
+        return left
 
     async def settle(self, world: AnyWorld) -> None:
         """Carry out what is pending; raises BackendError while the far tier is away."""

@@ -35,6 +35,8 @@ class Settings:
       "strict" (every read asks the far tier).
     - ``invalidation``: "raise" (InvalidationFailed) or "replay" (queued until the far tier is
       back).
+    - ``replay_log``: a file in which what is queued survives the process; the next cache that is
+      opened with it replays it. One file per namespace; processes of a host may share it.
     - ``codec``: "json" (exact, the default), "msgpack", "pickle", "raw" or a codec object.
     - ``clock``: "precise", or "coarse" (entries may live 5 ms longer; hits cost less).
     - ``stats``: "exact", or "sampled" (hit counts become lower bounds; hits cost less).
@@ -56,6 +58,7 @@ class Settings:
     strict: bool = False
     coherence: float | str | None = None
     invalidation: Literal["raise", "replay"] = "raise"
+    replay_log: str | None = None
     codec: str | Codec | None = None
     clock: Literal["precise", "coarse"] = "precise"
     stats: Literal["exact", "sampled"] = "exact"
@@ -118,6 +121,7 @@ class Settings:
                 v if v in ("strict", "push") else seconds(_number(v), "coherence")
             ),
             "invalidation": str,
+            "replay_log": str,
             "codec": str,
             "clock": str,
             "stats": str,

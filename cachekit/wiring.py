@@ -108,7 +108,14 @@ def build(settings: Settings, runtime: Runtime | None = None) -> Parts:
             breaker=Breaker(runtime.clock, settings.breaker_failures, settings.breaker_reset),
             max_value=settings.max_value,
         )
-    invalidator = Invalidator(runtime, near, far, meter, replay=settings.invalidation == "replay")
+    invalidator = Invalidator(
+        runtime,
+        near,
+        far,
+        meter,
+        replay=settings.invalidation == "replay",
+        replay_log=settings.replay_log,
+    )
     coherence = Coherence(
         runtime,
         far,

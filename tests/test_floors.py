@@ -22,6 +22,7 @@ FLOORS = [
     {"backends", "logs"},
     {"packing"},
     {"guard", "tiers"},
+    {"pending"},
     {"invalidation"},
     {"coherence", "events"},
     {"strategies"},

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from ..core.keys import tag_name
 from ..core.policy import Duration, seconds
 from ..errors import ConfigurationError, InvalidationFailed, MissingDependencyError
-from ..invalidation import SPACE
+from ..pending import SPACE
 from .sqlalchemy_rows import AsItWas, complete, replaced, stored, tables_written, unknown
 
 __all__ = ["Change", "SessionFeed", "session_feed"]
