@@ -71,6 +71,8 @@ class Function:
         self.is_async = inspect.iscoroutinefunction(fn)
         self.signature = inspect.signature(fn)
         self.parameters = list(self.signature.parameters)
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        self._ordinary = all(p.kind not in variable for p in self.signature.parameters.values())
         if options.count not in ("exact", "sampled"):
             raise ConfigurationError(f'stats={options.count!r}: use "exact" or "sampled"')
         self.name = self._name()
@@ -244,7 +246,9 @@ class Function:
         return tuple(dict.fromkeys([t.tag(scope) for t in self._tag_templates]))
 
     def scope(self, call: Call) -> dict[str, Any]:
-        """Parameter names -> values of a call in canonical form."""
+        """Parameter names -> values of a call in canonical form, which leaves nothing out."""
+        if self._ordinary:
+            return {**dict(zip(self.parameters, call.args, strict=False)), **call.kwargs}
         return dict(self.signature.bind(*call.args, **call.kwargs).arguments)
 
     def place(self, call: Call) -> Place:

@@ -25,7 +25,11 @@ from .subjects import STRATEGIES, strategy_named
 
 DEFAULT_SECONDS = 2.0
 QUICK_SECONDS = 0.5
+WATCHED_SECONDS = 1.0
+QUICK_WATCHED_SECONDS = 0.4
+QUICK_STRATEGIES = ("cache-aside", "write-through", "write-back")
 QUICK_TRACE = 20_000
+BROKEN = 3  # exit code: a row did not keep what it promises
 LONGEST_TRACE = 10_000_000
 _WARMUP = 0.2
 
@@ -64,7 +68,8 @@ HELP = (
     "Run one workload over backends x strategies against a real source, and compare. "
     "Per row: throughput, read and write latency, hit ratio, load on the source, stale reads "
     "(older than the last write acknowledged before the read began) and lost writes "
-    "(acknowledged, but not in the source at the end)."
+    "(acknowledged, but not in the source at the end). Then the same in other processes: what "
+    "each strategy promises them beside what they read. Code 3: a promise was broken."
 )
 
 
@@ -187,6 +192,16 @@ def bench(
     mode: Annotated[
         Mode, typer.Option(help="Workers are threads or asyncio tasks.", rich_help_panel=_HOW)
     ] = Mode.THREADS,
+    readers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=16,
+            help="Processes that read what this one writes, one row each way of keeping near "
+            "copies right; 0 = no such rows.",
+            rich_help_panel=_HOW,
+        ),
+    ] = 1,
     seed: Annotated[
         int, typer.Option(help="Same seed, same operations.", rich_help_panel=_HOW)
     ] = 1,
@@ -215,6 +230,10 @@ def bench(
         if path is not None:
             report.check_target(path, option)
     strategies = matrix.strategies_or_all([strategy_named(name) for name in strategy or []])
+    seconds_watched = seconds or (QUICK_WATCHED_SECONDS if quick else WATCHED_SECONDS)
+    watched = strategies
+    if quick and not strategy:
+        watched = [name for name in strategies if name in QUICK_STRATEGIES]
     if trace is not None:
         limit = operations or (QUICK_TRACE if quick else LONGEST_TRACE)
         plan = workloads.replay(
@@ -246,6 +265,9 @@ def bench(
         value_size=value_size,
         capacity=capacity or max(1, plan.records // 10),
         seed=seed,
+        readers=readers,
+        watched=watched,
+        watch_seconds=seconds_watched,
     )
     command = shlex.join(["cachekit", *(context.obj or ())])
     return _run(request, command, mode, json, html)
@@ -271,6 +293,8 @@ def _run(
             "warmup": request.bounds.warmup,
             "source_delay_seconds": request.source_delay,
             "seed": request.seed,
+            "readers": request.readers,
+            "watch_seconds": request.watch_seconds,
         },
     )
     stop = Stop()
@@ -286,6 +310,8 @@ def _run(
         report.write_target(html, to_html(outcome))
     if caught:
         return 128 + caught[0]
+    if outcome.broken:
+        return BROKEN
     return 1 if outcome.failed else 0
 
 

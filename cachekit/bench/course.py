@@ -44,6 +44,7 @@ class Tally:
 
     reads: Histogram = field(default_factory=Histogram)
     writes: Histogram = field(default_factory=Histogram)
+    ages: Histogram = field(default_factory=Histogram)  # of stale answers: how long they were old
     done: int = 0
     stale: int = 0
     errors: int = 0
@@ -53,6 +54,7 @@ class Tally:
     def merge(self, other: Tally) -> None:
         self.reads.merge(other.reads)
         self.writes.merge(other.writes)
+        self.ages.merge(other.ages)
         self.done += other.done
         self.stale += other.stale
         self.errors += other.errors
@@ -125,7 +127,8 @@ def script(course: Course, phase: Phase, tally: Tally) -> Script:
     kinds, keys, length = plan.kinds, plan.keys, len(plan)
     clock = time.perf_counter
     for index in phase.indexes:
-        if index >= phase.limit or stop.requested or clock() >= phase.until:
+        began = clock()
+        if index >= phase.limit or stop.requested or began >= phase.until:
             return
         kind = kinds[index % length]
         if kind == INSERT:
@@ -141,8 +144,11 @@ def script(course: Course, phase: Phase, tally: Tally) -> Script:
                 tally.reads.record(took)
                 if row is not None and row["id"] != key:
                     raise ValueError(f"asked for row {key}, got row {row['id']}")
-                if ledger.is_stale(floor, None if row is None else row["version"]):
+                seen = None if row is None else row["version"]
+                if ledger.is_stale(floor, seen):
                     tally.stale += 1
+                    age = ledger.stale_for(key, seen, began)
+                    tally.ages.record(int(1e9 * (age or 0.0)))
             if kind != READ:
                 version = ledger.begin(key)
                 _, took = yield key, source.row(key, version)

@@ -6,7 +6,7 @@ from html import escape
 
 from .charts import Mark, bars, ranges
 from .page import CHOOSING, COLUMNS, STYLE
-from .report import duration, percentage, points, verdict
+from .report import FRESHNESS, duration, oldest, percentage, points, verdict
 from .result import Latency, Outcome, Result, machine, versions
 from .subjects import STRATEGIES
 
@@ -20,6 +20,7 @@ def to_html(outcome: Outcome) -> str:
             _lead(outcome),
             _verdict(outcome),
             _correctness(outcome.results),
+            _freshness(outcome),
             _charts(outcome.results),
             _table(outcome.results),
             f"<h2>How to read the columns</h2>{_terms(COLUMNS)}",
@@ -67,6 +68,7 @@ def _verdict(outcome: Outcome) -> str:
                 "backend failed or timed out. No caller saw it, but the row measures a cache that "
                 "was partly without its backend.</li>"
             )
+    lines.extend(f"<li class=bad>Promise broken: {escape(t)}</li>" for t in outcome.broken)
     lines.extend(f"<li class=bad>Failed: {escape(text)}</li>" for text in outcome.failed)
     if outcome.interrupted:
         lines.append("<li class=bad>Interrupted: the last row is cut short, later ones miss.</li>")
@@ -84,8 +86,8 @@ def _correctness(results: list[Result]) -> str:
     writes = sum(r.writes for r in results)
     if not bad:
         return (
-            f"{head}<p class=good>Yes, in every row: no stale read among {reads:,} reads, no lost "
-            f"write among {writes:,} acknowledged writes.</p>"
+            f"{head}<p class=good>Yes, in every row and in the process that writes: no stale read "
+            f"among {reads:,} reads, no lost write among {writes:,} acknowledged writes.</p>"
         )
     marks = []
     for r in bad:
@@ -102,6 +104,46 @@ def _correctness(results: list[Result]) -> str:
             bars(marks, name="stale reads and lost writes", right=250),
             ("stale reads", "still stale at the end", "lost writes"),
         )
+    )  # fmt: skip
+
+
+def _freshness(outcome: Outcome) -> str:
+    rows = outcome.freshness
+    if not rows:
+        return ""
+    marks = [
+        Mark(
+            row.backend, f"{row.strategy}, {row.near}", (row.oldest,),
+            (duration(row.oldest) if row.stale_reads else "never")
+            + f"; promised: {row.promise.text}" + ("" if row.kept else "  BROKEN"),
+        )
+        for row in rows
+    ]  # fmt: skip
+    heads = ("backend", "strategy", "near copies", *(head for head, _ in FRESHNESS), "promise")
+    lines = []
+    for row in rows:
+        cells = "".join(_cell(of(row)) for _, of in FRESHNESS)
+        verdict = "<td class=good>kept</td>" if row.kept else "<td class=bad>BROKEN</td>"
+        names = "".join(
+            f"<td>{escape(text)}</td>" for text in (row.backend, row.strategy, row.near)
+        )
+        lines.append(f"<tr>{names}{cells}{verdict}</tr>")
+    broken = sum(not row.kept for row in rows)
+    said = (
+        f"<p class=bad>{broken} of {len(rows)} rows broke their promise.</p>"
+        if broken
+        else f"<p class=good>All {len(rows)} rows kept what they promise.</p>"
+    )
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    return (
+        f"<h2>What other processes read</h2>{said}<p>{escape(outcome.about_freshness)}</p>"
+        + _figure(
+            "Oldest answer", "how long an old value was still served after the newer one had been "
+            "acknowledged; shorter is better",
+            bars(marks, name="oldest stale answer", right=250),
+        )
+        + f"<div class=scroll><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )  # fmt: skip
 
 
@@ -211,7 +253,7 @@ def _table(results: list[Result]) -> str:
     heads = (
         "backend", "strategy", "ops/s", "read p50", "p95", "p99", "write p50", "p95", "p99",
         "hit ratio", "source reads", "source writes", "in calls", "flush", "stale reads",
-        "left stale", "lost writes", "errors",
+        "promised", "oldest stale", "left stale", "lost writes", "errors",
     )  # fmt: skip
     rows = []
     for r in results:
@@ -226,7 +268,10 @@ def _table(results: list[Result]) -> str:
             _cell(f"{m.load.writes:,}"),
             _cell(f"{m.load.write_calls:,}"),
             _cell(duration(m.flush_seconds) if m.flush_seconds > 0.0005 else "-"),
-            *(_count(n) for n in (m.stale_reads, m.left_stale, m.lost_writes, m.errors)),
+            _count(m.stale_reads),
+            _cell("0"),
+            _cell(oldest(r) if m.stale_reads else "-"),
+            *(_count(n) for n in (m.left_stale, m.lost_writes, m.errors)),
         ]
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)

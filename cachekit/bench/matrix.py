@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CacheKitError, ConfigurationError
+from . import freshness
 from .course import Bounds, Stop
 from .result import Outcome, Result
 from .runner import measure
 from .source import Source, open_source, payload
 from .subjects import NO_CACHE, STRATEGIES, WRITE_BACK_LEVEL, Idle, NoCache, Recipe, Strategy
+from .watcher import Watcher
 from .workloads import Plan
 
 BACKENDS = ("memory", "sqlite", "redis", "memcached")
@@ -39,6 +41,9 @@ class Request:
     value_size: int
     capacity: int
     seed: int
+    readers: int = 0  # processes that read what this one writes
+    watched: Sequence[str] = ()  # the strategies that they read through
+    watch_seconds: float = 1.0  # a row of theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +98,18 @@ def _run(
         for name in request.strategies:
             if name != NO_CACHE:
                 rows.append((place.name, name, _strategy(name, place, request)))
+    cases: list[freshness.Case] = []
+    if request.readers:
+        for place in places:
+            cases += freshness.cases(place.name, place.url(), request.watched, request.ttl)
+    count = len(rows) + len(cases)
     for number, (backend, strategy, recipe) in enumerate(rows):
         if stop.requested:
             break
         label = f"{backend} / {strategy}"
 
         def report(share: float, label: str = label, number: int = number) -> None:
-            progress(label, number, len(rows), share)
+            progress(label, number, count, share)
 
         report(0.0)
         try:
@@ -111,7 +121,39 @@ def _run(
             continue
         level = WRITE_BACK_LEVEL if strategy == "write-back" else None
         outcome.results.append(Result(backend, strategy, level, measured))
+    if cases and not stop.requested:
+        _watch(request, source, cases, outcome, stop, progress)
     outcome.interrupted = stop.requested
+
+
+def _watch(
+    request: Request,
+    source: Source,
+    cases: Sequence[freshness.Case],
+    outcome: Outcome,
+    stop: Stop,
+    progress: Progress,
+) -> None:
+    first = len(outcome.results)
+    with ExitStack() as stack:
+        progress("starting the readers", first, first + len(cases), 0.0)
+        readers = [stack.enter_context(Watcher()) for _ in range(request.readers)]
+        for number, case in enumerate(cases):
+            if stop.requested:
+                return
+            label = f"{case.backend} / {case.strategy} ({case.near}) read by another process"
+            progress(label, first + number, first + len(cases), 0.0)
+            try:
+                found = freshness.watch(
+                    case, source, readers, records=request.plan.records, ttl=request.ttl,
+                    seconds=request.watch_seconds, stop=stop,
+                )  # fmt: skip
+            except Exception as error:
+                outcome.failed.append(
+                    f"{label}: {type(error).__name__}: {hide_secrets(str(error))}"
+                )
+                continue
+            outcome.freshness.append(found)
 
 
 def _strategy(name: str, place: Place, request: Request) -> Strategy:

@@ -20,6 +20,9 @@ COLUMNS: Final = [
     ("stale reads", "reads that gave a value older than the last write acknowledged before the "
      "read began, or nothing at all although there was a value. A read during a write may give "
      "either value. Warm-up included."),
+    ("promised, oldest stale", "how old an answer the row's strategy may give in the process that "
+     "writes: never any; and how long the oldest stale answer had been old when its read began. "
+     "What it promises other processes is in the table of what those read."),
     ("left stale", "keys that still read differently from the database when all had come to "
      "rest."),
     ("lost writes", "writes that were acknowledged, but that the database does not show at the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,8 @@ CONNECTIONS = 32  # a server's default bound is 100, and it has other clients
 class PostgreSQLSource(Source):
     """A table of its own in a PostgreSQL database, dropped at the end. Needs psycopg 3."""
 
-    def __init__(self, url: str, delay: float = 0.0) -> None:
+    def __init__(self, url: str, delay: float = 0.0, *, table: str | None = None) -> None:
+        """``table`` is one that another source made, and will drop."""
         super().__init__(delay)
         try:
             import psycopg
@@ -26,13 +27,16 @@ class PostgreSQLSource(Source):
             ) from error
         connect = partial(psycopg.connect, url, autocommit=True, connect_timeout=5)
         self._pool = Pool(connect, CONNECTIONS)
-        self._table = f"cachekit_bench_{secrets.token_hex(4)}"
+        self._url = url
+        self._owns = table is None
+        self._table = table or f"cachekit_bench_{secrets.token_hex(4)}"
         try:
             number = self._pool.use(lambda connection: int(connection.info.server_version))
-            self._do(
-                f"CREATE TABLE {self._table} (id BIGINT PRIMARY KEY, version BIGINT NOT NULL,"
-                " payload TEXT NOT NULL)"
-            )
+            if self._owns:
+                self._do(
+                    f"CREATE TABLE {self._table} (id BIGINT PRIMARY KEY, version BIGINT NOT NULL,"
+                    " payload TEXT NOT NULL)"
+                )
         except psycopg.Error as error:
             self._pool.close()
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -48,9 +52,13 @@ class PostgreSQLSource(Source):
 
     def close(self) -> None:
         try:
-            self._do(f"DROP TABLE IF EXISTS {self._table}")
+            if self._owns:
+                self._do(f"DROP TABLE IF EXISTS {self._table}")
         finally:
             self._pool.close()
+
+    def opener(self) -> Callable[[], Source]:
+        return partial(PostgreSQLSource, self._url, self.delay, table=self._table)
 
     def _do(self, sql: str, values: Sequence[Any] = ()) -> None:
         self._pool.use(lambda connection: connection.execute(sql, values))

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import ConfigurationError
+from .freshness import Freshness
 from .histogram import Histogram
 from .result import Latency, Outcome, Result
 
@@ -40,7 +41,7 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
     console.print(Text(f"{outcome.workload}: {outcome.about}", style="bold"))
     tables: list[Sequence[Column]] = [SPEED + LOAD]
     if console.width < NARROW:
-        tables = [SPEED[:4], SPEED[4:], LOAD]
+        tables = [SPEED[:4], SPEED[4:], LOAD[:3], LOAD[3:]]
     elif console.width < WIDE:
         tables = [SPEED, LOAD]
     for columns in tables:
@@ -48,6 +49,13 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
         if console.width < NARROW:
             table.padding = 0
         console.print(table)
+    if outcome.freshness:
+        console.print(Text("Freshness: what another process read", style="bold"))
+        parts = [FRESHNESS[:4], FRESHNESS[4:]] if console.width < NARROW else [FRESHNESS]
+        for part in parts:
+            console.print(_freshness_table(outcome.freshness, part))
+        console.print(Text(outcome.about_freshness))
+        console.print()
     for line in notes(outcome):
         console.print(Text(line), soft_wrap=True)
 
@@ -70,6 +78,46 @@ def _table(results: Sequence[Result], columns: Sequence[Column]) -> Table:
             *(_cell(column, result) for column in shown),
         )
     return table
+
+
+def _freshness_table(rows: Sequence[Freshness], columns: Sequence[FreshnessColumn]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    if len(columns) < len(FRESHNESS):
+        table.padding = 0
+    table.add_column("backend", overflow="fold", min_width=9)
+    table.add_column("strategy", no_wrap=True)
+    table.add_column("near copies", no_wrap=True)
+    for head, _ in columns:
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("promise", no_wrap=True)
+    backend = None
+    for row in rows:
+        if backend not in (None, row.backend):
+            table.add_section()
+        backend = row.backend
+        verdict = Text("kept", style="green") if row.kept else Text("BROKEN", style="bold red")
+        cells = (Text(of(row)) for _, of in columns)
+        table.add_row(row.backend, row.strategy, row.near, *cells, verdict)
+    return table
+
+
+def age(row: Freshness, percent: float) -> str:
+    """That of the stale reads, as text."""
+    point = row.ages.percentile(percent)
+    return "-" if point is None else duration(point / 1e9)
+
+
+FreshnessColumn = tuple[str, Callable[[Freshness], str]]
+FRESHNESS: Sequence[FreshnessColumn] = (
+    ("writes", lambda f: f"{f.writes:,}"),
+    ("reads", lambda f: f"{f.reads:,}"),
+    ("stale", lambda f: f"{f.stale_reads:,}"),
+    ("promised", lambda f: f.promise.text),
+    ("stale p99", lambda f: age(f, 99)),
+    ("oldest", lambda f: duration(f.oldest) if f.stale_reads else "-"),
+    ("left stale", lambda f: f"{f.left_stale:,}"),
+    ("lost", lambda f: f"{f.lost_writes:,}"),
+)
 
 
 def _cell(column: Column, result: Result) -> Text:
@@ -96,6 +144,12 @@ def points(histogram: Histogram) -> tuple[str, str, str]:
     return duration(latency.p50), duration(latency.p95), duration(latency.p99)
 
 
+def oldest(result: Result) -> str:
+    """The age of the oldest stale read."""
+    m = result.measured
+    return duration(m.ages.largest / 1e9) if m.stale_reads else "0"
+
+
 def percentage(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
@@ -114,6 +168,8 @@ LOAD = (
     Column("source\nreads", lambda r: f"{r.measured.load.reads:,}"),
     Column("source\nwrites", lambda r: f"{r.measured.load.writes:,}"),
     Column("stale\nreads", lambda r: f"{r.measured.stale_reads:,}", alarm=True),
+    Column("promised", lambda r: "0"),
+    Column("oldest\nstale", lambda r: oldest(r), alarm=True, always=False),
     Column("left\nstale", lambda r: f"{r.measured.left_stale:,}", alarm=True, always=False),
     Column("lost\nwrites", lambda r: f"{r.measured.lost_writes:,}", alarm=True),
     Column("errors", lambda r: f"{r.measured.errors:,}", alarm=True, always=False),
@@ -131,6 +187,13 @@ def notes(outcome: Outcome) -> list[str]:
             "a row near that is held back by it, not by the cache."
         )
     lines.extend(verdict(outcome))
+    lines.extend(f"PROMISE BROKEN: {text}" for text in outcome.broken)
+    for row in outcome.freshness:
+        if row.errors:
+            lines.append(
+                f"{row.backend} / {row.strategy} ({row.near}): {row.errors} reads and writes "
+                f"failed, the first with {row.error}"
+            )
     for result in outcome.results:
         m, where = result.measured, f"{result.backend} / {result.strategy}"
         if m.errors:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..version import __version__
+from .freshness import ABOUT, WATCHED, Freshness
 from .histogram import Histogram
 from .runner import Measured
 
@@ -76,12 +77,19 @@ class Result:
         return not (m.stale_reads or m.left_stale or m.lost_writes or m.errors) and m.flushed
 
     @property
+    def kept(self) -> bool:
+        """Every strategy promises the process that writes that it reads nothing old."""
+        m = self.measured
+        return not (m.stale_reads or m.left_stale or m.lost_writes)
+
+    @property
     def label(self) -> str:
         return f"{self.strategy}, {self.level}" if self.level else self.strategy
 
     def as_json(self) -> dict[str, Any]:
         m = self.measured
         read, write = Latency.of(m.tally.reads), Latency.of(m.tally.writes)
+        p99 = m.ages.percentile(99)
         return {
             "backend": self.backend,
             "strategy": self.strategy,
@@ -98,7 +106,11 @@ class Result:
             "source_read_calls": m.load.read_calls,
             "source_writes": m.load.writes,
             "source_write_calls": m.load.write_calls,
+            "promise": "0",
+            "kept": self.kept,
             "stale_reads": m.stale_reads,
+            "stale_p99_ms": None if p99 is None else round(p99 / 1e6, 6),
+            "stale_max_ms": round(m.ages.largest / 1e6, 6) if m.stale_reads else None,
             "left_stale": m.left_stale,
             "lost_writes": m.lost_writes,
             "lost_keys": m.lost_keys,
@@ -121,11 +133,30 @@ class Outcome:
     source: str
     settings: dict[str, Any]
     results: list[Result] = field(default_factory=list)
+    freshness: list[Freshness] = field(default_factory=list)  # what other processes read
     skipped: list[str] = field(default_factory=list)  # backends that can not be had here
     failed: list[str] = field(default_factory=list)  # rows that could not be run to their end
     harness: float | None = None  # operations a second with nothing behind the harness
     interrupted: bool = False
     date: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+
+    @property
+    def broken(self) -> list[str]:
+        """The rows that did not keep what they promise."""
+        rows = [f"{r.backend} / {r.strategy}" for r in self.results if not r.kept]
+        others = (f for f in self.freshness if not f.kept)
+        return rows + [
+            f"{f.backend} / {f.strategy} ({f.near}) read by another process" for f in others
+        ]
+
+    @property
+    def about_freshness(self) -> str:
+        """The paragraph that explains the table; empty without one."""
+        if not self.freshness:
+            return ""
+        number = self.freshness[0].readers
+        readers = "another one" if number == 1 else f"{number} others"
+        return ABOUT.format(rows=min(WATCHED, self.settings["records"]), readers=readers)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -143,6 +174,9 @@ class Outcome:
             "skipped": self.skipped,
             "failed": self.failed,
             "rows": [result.as_json() for result in self.results],
+            "about_freshness": self.about_freshness or None,
+            "freshness": [row.as_json() for row in self.freshness],
+            "broken_promises": self.broken,
         }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .course import Bounds, Course, Phase, Script, Stop, Tally, script
+from .histogram import Histogram
 from .source import Load, Row, Source
 from .subjects import AsyncSubject, Recipe, Subject
 from .workloads import Plan
@@ -30,6 +31,7 @@ class Measured:
     seconds: float
     load: Load
     stale_reads: int
+    ages: Histogram  # of the stale reads: nanoseconds since what they gave was old
     left_stale: int
     lost_writes: int
     lost_keys: int
@@ -64,11 +66,8 @@ def _with_threads(course: Course, bounds: Bounds, recipe: Recipe, report: Report
         _run_threads(course, phase, subject, report)
         reckoning.ran(phase)
         flushed = subject.flush()
-        for key in reckoning.flushed(flushed, subject.troubles()):
-            try:
-                reckoning.compare(key, subject.read(key))
-            except Exception as error:
-                warm.tallies[0].failed(error)
+        keys = reckoning.flushed(flushed, subject.troubles())
+        _read_once(subject, keys, reckoning, bounds.concurrency)
     finally:
         subject.close()
     return reckoning.close()
@@ -86,11 +85,8 @@ async def _with_tasks(course: Course, bounds: Bounds, recipe: Recipe, report: Re
         await _run_tasks(course, phase, subject, report)
         reckoning.ran(phase)
         flushed = await subject.flush()
-        for key in reckoning.flushed(flushed, subject.troubles()):
-            try:
-                reckoning.compare(key, await subject.read(key))
-            except Exception as error:
-                warm.tallies[0].failed(error)
+        keys = reckoning.flushed(flushed, subject.troubles())
+        await _read_once_async(subject, keys, reckoning, bounds.concurrency)
     finally:
         await subject.close()
     return reckoning.close()
@@ -101,6 +97,7 @@ class Reckoning:
 
     def __init__(self, course: Course) -> None:
         self._course = course
+        self._lock = threading.Lock()
         self._left_stale = 0
         self._flush_seconds = 0.0
         self._flushed = False
@@ -131,18 +128,29 @@ class Reckoning:
 
     def compare(self, key: int, row: Row | None) -> None:
         """No write is under way: what the cache gives must be what the source holds."""
-        self._left_stale += (None if row is None else row["version"]) != self._final.get(key)
+        wrong = (None if row is None else row["version"]) != self._final.get(key)
+        with self._lock:
+            self._left_stale += wrong
+
+    def failed(self, error: Exception) -> None:
+        """One of these reads raised."""
+        with self._lock:
+            self._warm.tallies[0].failed(error)
 
     def close(self) -> Measured:
         """The subject is closed: compare the source with what was acknowledged."""
         course, total = self._course, self._total
         warm = self._warm.total()
+        ages = Histogram()
+        ages.merge(warm.ages)
+        ages.merge(total.ages)
         loss = course.ledger.lost(course.source.versions())
         return Measured(
             tally=total,
             seconds=max(1e-9, total.ended - self._phase.began),
             load=self._load,
             stale_reads=warm.stale + total.stale,
+            ages=ages,
             left_stale=self._left_stale,
             lost_writes=loss.writes,
             lost_keys=loss.keys,
@@ -153,6 +161,41 @@ class Reckoning:
             flushed=self._flushed,
             complete=not course.stop.requested,
         )
+
+
+def _read_once(subject: Subject, keys: list[int], reckoning: Reckoning, concurrency: int) -> None:
+    todo = iter(keys)
+
+    def work() -> None:
+        for key in todo:
+            try:
+                reckoning.compare(key, subject.read(key))
+            except Exception as error:
+                reckoning.failed(error)
+
+    workers = [
+        threading.Thread(target=work, name="cachekit-bench", daemon=True)
+        for _ in range(min(concurrency, len(keys)))
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+async def _read_once_async(
+    subject: AsyncSubject, keys: list[int], reckoning: Reckoning, concurrency: int
+) -> None:
+    todo = iter(keys)
+
+    async def work() -> None:
+        for key in todo:
+            try:
+                reckoning.compare(key, await subject.read(key))
+            except Exception as error:
+                reckoning.failed(error)
+
+    await asyncio.gather(*(work() for _ in range(min(concurrency, len(keys)))))
 
 
 def _run_threads(course: Course, phase: Phase, subject: Subject, report: Report) -> None:

@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, TypeVar
 
@@ -90,7 +91,7 @@ class Source(ABC):
     name: str
 
     def __init__(self, delay: float) -> None:
-        self._delay = delay
+        self.delay = delay
         self._lock = threading.Lock()
         self._load = Load(0, 0, 0, 0)
         self._payload = ""
@@ -140,9 +141,13 @@ class Source(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
+    @abstractmethod
+    def opener(self) -> Callable[[], Source]:
+        """Opens the same rows in another process; it can be pickled."""
+
     def _pause(self) -> None:
-        if self._delay:
-            time.sleep(self._delay)
+        if self.delay:
+            time.sleep(self.delay)
 
     def _count(self, *added: int) -> None:
         with self._lock:
@@ -186,13 +191,15 @@ def _as_row(line: tuple[int, int, str]) -> Row:
 class SQLiteSource(Source):
     """A SQLite file in WAL mode; every commit is synced to the disk (``synchronous=FULL``)."""
 
-    def __init__(self, path: Path, delay: float = 0.0) -> None:
+    def __init__(self, path: Path, delay: float = 0.0, *, create: bool = True) -> None:
         super().__init__(delay)
         self.name = f"SQLite {sqlite3.sqlite_version} file (WAL, synchronous=FULL)"
         self._path = path
         self._pool = Pool(self._connect)
         # SQLite allows one writer at a time and lets the others poll: a lock is fair.
         self._writer = threading.Lock()
+        if not create:
+            return
         try:
             self._do(
                 "CREATE TABLE row (id INTEGER PRIMARY KEY, version INTEGER NOT NULL,"
@@ -212,6 +219,9 @@ class SQLiteSource(Source):
 
     def close(self) -> None:
         self._pool.close()
+
+    def opener(self) -> Callable[[], Source]:
+        return partial(SQLiteSource, self._path, self.delay, create=False)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -273,8 +283,8 @@ class AsyncSource:
         self._pool.shutdown(wait=True)
 
     async def _run(self, call: Any, argument: Any) -> Any:
-        if self._source._delay:  # waited for here, so that it does not hold a thread
-            await asyncio.sleep(self._source._delay)
+        if self._source.delay:  # waited for here, so that it does not hold a thread
+            await asyncio.sleep(self._source.delay)
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, argument)
 
 

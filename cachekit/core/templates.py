@@ -13,6 +13,7 @@ from ..errors import ConfigurationError
 from . import keys
 
 _FIELD: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*|\[[^\[\]{}'\"\\]+\])*\Z")
+_NO_BUILTINS: Final[dict[str, Any]] = {"__builtins__": {}}
 _WORD: Final = re.compile(r"[\w@.+-]+\Z", re.ASCII)
 
 
@@ -28,6 +29,7 @@ class Template:
     fields: tuple[str, ...]
     shapes: tuple[tuple[str, str], ...]  # per field: conversion, format spec
     plain: bool
+    codes: tuple[Any, ...]  # per field: its name, or its compiled expression
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,6 +55,8 @@ class Template:
 
     def label(self, values: tuple[Any, ...]) -> str:
         """The tag of these field values: plain ``str.format`` rules."""
+        if self.plain:
+            return self._join([format(value) for value in values])
         return self._join(
             [_shaped(value, *shape) for value, shape in zip(values, self.shapes, strict=True)]
         )
@@ -60,7 +64,12 @@ class Template:
     def read(self, scope: Mapping[str, Any]) -> tuple[Any, ...]:
         """The fields' values in a scope of names. What a property raises passes unchanged."""
         # A list, not a generator: that would turn a user's StopIteration into another error.
-        return tuple([eval(field, {"__builtins__": {}}, dict(scope)) for field in self.fields])
+        return tuple(
+            [
+                scope[code] if type(code) is str else eval(code, _NO_BUILTINS.copy(), scope)
+                for code in self.codes
+            ]
+        )
 
     def tag(self, scope: Mapping[str, Any]) -> str:
         """The name of the tag this template gives in a scope of names."""
@@ -122,7 +131,12 @@ def compile_template(text: str, known: Collection[str] | None, what: str) -> Tem
         shapes.append((conversion or "", spec or ""))
         literals.append("")
     template = Template(
-        text, tuple(literals), tuple(fields), tuple(shapes), all(s == ("", "") for s in shapes)
+        text,
+        tuple(literals),
+        tuple(fields),
+        tuple(shapes),
+        all(s == ("", "") for s in shapes),
+        tuple(f if f.isidentifier() else compile(f, f"<{what}>", "eval") for f in fields),
     )
     if known is not None:
         for name in template.names:

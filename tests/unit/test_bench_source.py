@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import threading
 
 import pytest
@@ -144,3 +145,12 @@ def test_a_bounded_pool_makes_callers_wait_for_their_turn():
     assert second.wait(10)
     first.join()
     other.join()
+
+
+def test_another_process_opens_the_same_rows_and_closing_them_leaves_them(source):
+    source.write(3, source.row(3, 7))
+    again = pickle.loads(pickle.dumps(source.opener()))()
+    assert again.read(3)["version"] == 7
+    assert again.delay == source.delay
+    again.close()
+    assert source.read(3)["version"] == 7
