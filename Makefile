@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench docs nightly clean
 
 demo: $(VENV)/.demo
 	$(PY) -m cachekit bench --quick --source-delay 2ms --html bench-report.html
@@ -19,6 +19,12 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.compare
 	$(PY) benchmarks/hit_path.py
+
+# A million random schedules per backend: hours. SCHEDULES=10000 for a look.
+SCHEDULES ?= 1000000
+nightly: $(VENV)/.dev
+	$(PY) tests/schedules/run.py --backend all --schedules $(SCHEDULES) --jobs 2
+	$(PY) tests/model/check_model.py --actors 2
 
 docs: $(VENV)/.dev
 	$(PY) -m pytest tests/test_docs.py tests/test_examples.py

@@ -235,7 +235,8 @@ class Cache:
         return outcome.settle()  # type: ignore[no-any-return]  # Outcome carries Any
 
     def touch(self, key: str, ttl: Ttl | Missing = MISSING) -> bool:
-        """Give a cached value a new ttl from now; False if it is not cached."""
+        """Give a cached value a new ttl from now; False if it is not cached. Near copies of other
+        processes keep the old one: no invalidation, so nobody is told."""
         return drive(self._direct.touch(self._threads, key, ttl))
 
     def delete(self, key: str) -> None:

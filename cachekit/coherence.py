@@ -60,9 +60,9 @@ class Coherence:
 
     def span(self, span: Span, grace: float, asked: float, told: bool = True) -> Span | None:
         """How long a near copy is kept; None = it is not. ``asked``: monotonic seconds at which
-        the far tier was asked for it; ``grace``: beyond that it may be served only where the
-        user allowed that, while the far tier is away. Not ``told``: the far tier was away, so no
-        writer's block could refuse it, and no note need come when that writer ends."""
+        the far tier was asked for it; ``grace``: for so long beyond its life it may be served, as
+        long as the bus tells of it, while the far tier is away. Not ``told``: the far tier was
+        away, so no writer's block could refuse it, and no note need come when that writer ends."""
         if self.far is None:
             return span
         if self.bus is not None:
@@ -70,7 +70,8 @@ class Coherence:
             if told and asked > self._since:
                 return Span(span.fresh, min(span.kept, span.fresh + grace))
         trust = min(span.fresh, self.bound - (self.runtime.clock() - asked))
-        return Span(trust, min(span.kept, trust + grace)) if trust > 0 else None
+        # Not beyond it, even in grace: it may have been invalidated, and nobody can tell.
+        return Span(trust, trust) if trust > 0 else None
 
     def _listen(self) -> None:
         """Begin to listen, once: no cache that keeps nothing near starts a thread."""

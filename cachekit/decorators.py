@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +13,11 @@ from .core.outcome import Outcome
 from .core.place import Place
 from .core.policy import Policy
 from .core.templates import Template, compile_template
-from .errors import ConfigurationError
+from .errors import CacheKitError, ConfigurationError
 from .functions import Call, Function, Options, refuse_generators
 from .protocols import Codec
 from .runtime import AnyWorld, drive
+from .strategies.intent import outcome_unknown
 from .strategies.job import Recipe
 from .strategies.many import peek_many, read_many
 from .strategies.parts import HasParts, Parts, codec_for
@@ -288,48 +288,69 @@ def invalidates(
     tag_templates = _compiled(tags, known, fn, "tag")
     key_templates = _compiled(keys, known, fn, "key")
 
-    def targets(args: Any, kwargs: Any, result: Any) -> tuple[list[Place], list[str]]:
+    def targets(
+        args: Any, kwargs: Any, result: Any
+    ) -> tuple[list[Place], list[str], Exception | None]:
+        """What the call makes outdated, and the first error of a template: the others count."""
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         scope = {"result": result, **bound.arguments}
-        own = "result" in signature.parameters
-        usable = [
-            t for t in tag_templates if own or result is not MISSING or "result" not in t.names
-        ]
-        usable_keys = [
-            t for t in key_templates if own or result is not MISSING or "result" not in t.names
-        ]
-        texts = [t.key(t.read(scope), "key") for t in usable_keys]
-        return [place_of(text) for text in texts], [t.tag(scope) for t in usable]
+        known_now = "result" in signature.parameters or result is not MISSING
+        places: list[Place] = []
+        labels: list[str] = []
+        broken: Exception | None = None
+        for template in (*key_templates, *tag_templates):
+            if not known_now and "result" in template.names:
+                continue
+            try:
+                if template in key_templates:
+                    places.append(place_of(template.key(template.read(scope), "key")))
+                else:
+                    labels.append(template.tag(scope))
+            except Exception as error:
+                broken = broken or error
+        return places, labels, broken
+
+    async def afterwards(
+        world: AnyWorld, args: Any, kwargs: Any, result: Any, error: BaseException | None
+    ) -> None:
+        places, labels, broken = targets(args, kwargs, result)
+        try:
+            if error is not None and outcome_unknown(error):
+                await parts.writer.block(world, places, labels, parts.policy.write_lease)
+            await parts.invalidator.invalidate(world, places, labels)
+        except CacheKitError:
+            raise
+        except BaseException:
+            parts.invalidator.owe(places, labels)
+            raise
+        if broken is not None and error is None:
+            raise broken
 
     runtime = parts.runtime
-    invalidate = parts.invalidator.invalidate
     if inspect.iscoroutinefunction(fn):
 
         @functools.wraps(fn)
         async def wrapper_async(*args: Any, **kwargs: Any) -> Any:
-            result = MISSING
             try:
                 result = await fn(*args, **kwargs)
-                return result
-            finally:
-                places, labels = targets(args, kwargs, result)
-                try:
-                    await invalidate(runtime.asyncio(), places, labels)
-                except asyncio.CancelledError:
-                    parts.invalidator.owe(places, labels)
-                    raise
+            except BaseException as error:
+                await afterwards(runtime.asyncio(), args, kwargs, MISSING, error)
+                raise
+            await afterwards(runtime.asyncio(), args, kwargs, result, None)
+            return result
 
         return wrapper_async
 
     @functools.wraps(fn)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        result = MISSING
         try:
             result = fn(*args, **kwargs)
-            return result
-        finally:
-            drive(invalidate(runtime.threads, *targets(args, kwargs, result)))
+        except BaseException as error:
+            drive(afterwards(runtime.threads, args, kwargs, MISSING, error))
+            raise
+        drive(afterwards(runtime.threads, args, kwargs, result, None))
+        return result
 
     return wrapper
 

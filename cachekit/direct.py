@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .core import keys as keytext
-from .core.entry import MISSING, Missing, Verdict
+from .core.entry import INF, MISSING, Missing, Verdict
 from .core.flights import Flight
 from .core.outcome import Outcome
 from .core.place import Place
@@ -95,7 +95,8 @@ class Direct:
         if far is not None:
             deadline = far.deadline(world)
             try:
-                right = await far.nonces(world, key, labels, parts.runtime.token(), None, deadline)
+                life = None if span.kept == INF else span.kept
+                right = await far.nonces(world, key, labels, parts.runtime.token(), life, deadline)
                 if right is None:
                     parts.invalidator.postpone([("key", key)])
                     return False
@@ -215,7 +216,9 @@ class Direct:
             nonces = {tag: nonce for tag in now.tags if (nonce := now.nonces[tag]) is not None}
             right = Right(right.token, now.space, nonces, now.row)
             data = far.packer.pack(key, now.value, parts.codec, span, 0.0, right, now.row)
-            return await far.fill(world, key, right, data, span, deadline)
+            kept = await far.fill(world, key, right, data, span, deadline)
+            parts.near.kill([place])  # its own copy has the old ttl
+            return kept
         except BackendError:
             if parts.reader.strict:
                 raise

@@ -18,7 +18,7 @@ from .codecs import ExactJson
 from .errors import BackendError, CacheKitError, CodecError, InvalidationFailed
 from .invalidation import Invalidator
 from .observe import Meter
-from .protocols import Stream
+from .protocols import MOST_EVENT
 from .runtime import AnyWorld, Runtime, drive
 
 TagsOf = Callable[[Any], Iterable[str]]
@@ -26,15 +26,13 @@ CONTEXT = b"cachekit event"
 
 
 class Events:
-    """One cache's events. ``stream`` None: they stay in this process."""
+    """One cache's events. Without a stream they stay in this process."""
 
-    def __init__(
-        self, runtime: Runtime, invalidator: Invalidator, meter: Meter, stream: Stream | None
-    ) -> None:
+    def __init__(self, runtime: Runtime, invalidator: Invalidator, meter: Meter) -> None:
         self.runtime = runtime
         self.invalidator = invalidator
         self.meter = meter
-        self.stream = stream
+        self.stream = invalidator.stream
         self._maps: dict[type, list[TagsOf]] = {}
         self._names: dict[str, type] = {}
         self._sender = os.urandom(8).hex()
@@ -63,8 +61,7 @@ class Events:
 
         Raises InvalidationFailed where the event has no exact form as bytes, or the stream can
         not be reached (unless such failures are queued for replay)."""
-        stream = self.stream
-        if stream is None:
+        if self.stream is None:
             return
         cls = type(event)
         try:
@@ -74,9 +71,23 @@ class Events:
                 f"other processes can not be told of a {cls.__qualname__}: {error}",
                 operation="emit",
             ) from error
+        if cls.__module__ == "__main__":
+            self.meter.warn_once(
+                f"event {cls.__qualname__}",
+                "events of %s reach no other process: its module is __main__ here",
+                cls.__qualname__,
+            )
         head = {"names": [_name(c) for c in cls.__mro__], "done": list(done), "by": self._sender}
         payload = json.dumps(head).encode() + b"\n" + body
-        await self.invalidator.append(world, stream, payload)
+        if len(payload) > MOST_EVENT:
+            payload = json.dumps({**head, "done": []}).encode() + b"\n" + body
+        if len(payload) > MOST_EVENT:
+            raise InvalidationFailed(
+                f"other processes can not be told of a {cls.__qualname__}: it takes {len(body)} "
+                "bytes; emit what names the change, not the change itself",
+                operation="emit",
+            )
+        await self.invalidator.append(world, payload)
 
     # -- what other processes tell --------------------------------------------------------
 

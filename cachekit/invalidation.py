@@ -8,8 +8,9 @@ section 3).
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
+from .core.deadline import Deadline
 from .core.near import Near
 from .core.notes import Note, NoteKind
 from .core.place import Place
@@ -19,6 +20,8 @@ from .pending import SPACE, Name, Pending
 from .protocols import Stream
 from .runtime import AnyWorld, Runtime, drive
 from .tiers import Far
+
+PART = 200  # keys or tags that are replayed in one step
 
 
 class Invalidator:
@@ -33,6 +36,7 @@ class Invalidator:
         *,
         replay: bool,
         replay_log: str | None = None,
+        stream: Stream | None = None,
     ) -> None:
         self.runtime = runtime
         self.near = near
@@ -40,7 +44,7 @@ class Invalidator:
         self.meter = meter
         self.replay = replay
         self.pending = Pending(meter, replay_log)
-        self._stream: Stream | None = None
+        self.stream = stream
         self._closed = threading.Event()
         self._replaying = threading.Lock()
 
@@ -118,11 +122,12 @@ class Invalidator:
         tags: Sequence[str],
         *,
         replay: bool | None = None,
-    ) -> None:
-        """The far tier's part of an invalidation."""
+    ) -> bool:
+        """The far tier's part of an invalidation; False if it could not be told and is queued."""
         far = self.far
         if far is None or not (keys or tags):
-            return
+            return True
+        self.due()
         names = [*(("key", k) for k in keys), *(("tag", t) for t in tags)]
 
         async def both() -> None:
@@ -132,13 +137,12 @@ class Invalidator:
             if tags:
                 await far.drop_tags(world, tags, deadline)
 
-        await self._attempt(names, both, self.replay if replay is None else replay)
+        return await self._attempt(names, both, self.replay if replay is None else replay)
 
-    async def append(self, world: AnyWorld, stream: Stream, payload: bytes) -> None:
+    async def append(self, world: AnyWorld, payload: bytes) -> None:
         """An event for the maps of other processes: fails, or waits, as an invalidation does."""
-        far = self.far
-        if far is not None:
-            self._stream = stream
+        far, stream = self.far, self.stream
+        if far is not None and stream is not None:
             await self._attempt(
                 [("event", payload)],
                 lambda: far.append(world, stream, payload, far.deadline(world)),
@@ -147,14 +151,15 @@ class Invalidator:
 
     async def _attempt(
         self, names: Sequence[Name], call: Callable[[], Awaitable[None]], replay: bool
-    ) -> None:
+    ) -> bool:
         try:
             await call()
+            return True
         except BackendError as error:
             self.meter.event("invalidations_failed", count=len(names))
             if replay:
                 self.postpone(names)
-                return
+                return False
             what = ", ".join(kind if kind == "event" else f"{kind} {n!r}" for kind, n in names[:3])
             raise InvalidationFailed(
                 f"could not invalidate {what}: {error}; other processes may still see the old "
@@ -162,6 +167,12 @@ class Invalidator:
                 backend=error.backend,
                 operation="invalidate",
             ) from error
+
+    def due(self) -> bool:
+        """Whether anything must be replayed before the far tier is read."""
+        if self.pending.load():
+            self.postpone(())  # what another process left behind
+        return self.pending.blocking
 
     def postpone_clear(self) -> None:
         """Invalidate the namespace in the background; until then all counts as missing here."""
@@ -188,7 +199,7 @@ class Invalidator:
             wait = 0.1
             while len(self.pending) and not self._closed.wait(wait):
                 try:
-                    drive(self.settle(self.runtime.threads))
+                    drive(self.settle(self.runtime.threads, events=True))
                 except BackendError:
                     wait = min(wait * 2, 1.0)
         finally:
@@ -206,30 +217,49 @@ class Invalidator:
         self._closed.set()
         if len(self.pending):
             try:
-                drive(self.settle(self.runtime.threads))
+                drive(self.settle(self.runtime.threads, events=True))
             except BackendError:
                 self.meter.event("invalidations_lost", count=len(self.pending))
         left = len(self.pending)
         self.pending.close()
         return left
 
-    async def settle(self, world: AnyWorld) -> None:
-        """Carry out what is pending; raises BackendError while the far tier is away."""
+    async def settle(
+        self, world: AnyWorld, deadline: Deadline | None = None, *, events: bool = False
+    ) -> None:
+        """Carry out what is pending, part by part; raises BackendError while the far tier is away.
+
+        Within ``deadline`` in all, or with a budget of its own for each part. ``events`` too: those
+        can wait, since no read of this process depends on them."""
         far = self.far
-        taken = self.pending.take()
-        if far is None or not taken:
-            return
-        deadline = far.deadline(world)
-        if SPACE in taken:
-            await far.drop_space(world, deadline)
-        keys = [name for kind, name in taken if kind == "key"]
-        tags = [name for kind, name in taken if kind == "tag"]
-        if keys:
-            await far.void(world, keys, deadline)
-        if tags:
-            await far.drop_tags(world, tags, deadline)
-        for kind, payload in taken:
-            if kind == "event" and self._stream is not None:
-                await far.append(world, self._stream, payload, deadline)
-        self.pending.done(taken)
-        self.meter.count("invalidations_replayed", len(taken))
+        taken = self.pending.take() if far is not None else {}
+        for part in _parts(taken, events):
+            until = deadline or far.deadline(world)  # type: ignore[union-attr]  # else no part
+            await self._carry_out(world, part, until)
+            self.pending.done({name: taken[name] for name in part})
+            self.meter.count("invalidations_replayed", len(part))
+
+    async def _carry_out(self, world: AnyWorld, part: Sequence[Name], until: Deadline) -> None:
+        far, kind = self.far, part[0][0]
+        assert far is not None
+        if kind == "space":
+            await far.drop_space(world, until)
+        elif kind == "key":
+            await far.void(world, [name for _, name in part], until)
+        elif kind == "tag":
+            await far.drop_tags(world, [name for _, name in part], until)
+        elif self.stream is not None:
+            await far.append(world, self.stream, part[0][1], until)
+
+
+def _parts(names: Iterable[Name], events: bool) -> Iterator[list[Name]]:
+    """What is carried out, and done with, together."""
+    kinds: dict[str, list[Name]] = {"space": [], "key": [], "tag": [], "event": []}
+    for name in names:
+        kinds[name[0]].append(name)
+    for kind in ("space", "key", "tag"):
+        found = kinds[kind]
+        for i in range(0, len(found), PART):
+            yield found[i : i + PART]
+    if events:
+        yield from ([name] for name in kinds["event"])

@@ -106,8 +106,9 @@ class Packer:
         miss = miss._replace(row=entry.row_version)
         if entry.space is None or entry.space != space:
             return miss
-        if any(nonces.get(tag) != nonce for tag, nonce in entry.tags):
-            return miss
+        for tag, nonce in entry.tags:
+            if nonces.get(tag) != nonce:
+                return miss
         age = self.runtime.wall() - entry.created / 1000
         if age < -SKEW:
             return miss

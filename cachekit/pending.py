@@ -27,27 +27,43 @@ class Pending:
 
     def __init__(self, meter: Meter, file: str | None = None) -> None:
         self._names: dict[Name, int] = {}
+        self._events = 0
         self._serial = 0
         self._lock = threading.Lock()
         self._journal = Journal(file, meter) if file is not None else None
 
     def __len__(self) -> int:
-        if self._journal is not None and not self._journal.loaded:
-            with self._lock:
-                for name in self._journal.load():
-                    self._names.setdefault(name, 0)
         return len(self._names)
+
+    def load(self) -> bool:
+        """Read the file, the first time; whether it held anything."""
+        journal = self._journal
+        if journal is None or journal.loaded:
+            return False
+        with self._lock:
+            left = journal.load() if not journal.loaded else []
+            for name in left:
+                self._events += name[0] == "event" and name not in self._names
+                self._names.setdefault(name, 0)
+        return bool(left)
+
+    @property
+    def blocking(self) -> bool:
+        """Whether any key, tag or namespace is pending: then nothing is read before the replay."""
+        return len(self) > self._events
 
     def add(self, names: Iterable[Name]) -> None:
         added = list(names)
         with self._lock:
             for name in added:
                 self._serial += 1
+                self._events += name[0] == "event" and name not in self._names
                 self._names[name] = self._serial
             if len(self._names) > MAX_PENDING:
                 added, gone = [SPACE], [name for name in self._names if name != SPACE]
                 self._names.clear()
                 self._names[SPACE] = self._serial
+                self._events = 0
                 if self._journal is not None:
                     self._journal.change(added, gone)
             elif self._journal is not None:
@@ -62,6 +78,7 @@ class Pending:
             gone = [name for name, serial in taken.items() if self._names.get(name) == serial]
             for name in gone:
                 del self._names[name]
+                self._events -= name[0] == "event"
             if self._journal is not None:
                 self._journal.change((), gone)
 

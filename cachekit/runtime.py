@@ -243,6 +243,7 @@ class Runtime:
         self.token = token or (lambda: os.urandom(16))
         self.uniform = uniform
         self.threads = ThreadWorld(self)
+        self._taken = False
         self.once = threading.Lock()  # for whatever is started at its first use
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncioWorld] = (
             weakref.WeakKeyDictionary()
@@ -252,6 +253,13 @@ class Runtime:
         self._lock = threading.Lock()
         self._forked: list[Callable[[], None]] = []
         _runtimes.add(self)
+
+    def take(self) -> None:
+        """Make it one cache's. Raises ConfigurationError if it is another's: loads are shared by
+        key, and two caches may mean different things by one."""
+        if self._taken:
+            raise ConfigurationError("a runtime belongs to one cache; give each its own")
+        self._taken = True
 
     def asyncio(self) -> AsyncioWorld:
         """The world of the running loop."""

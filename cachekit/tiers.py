@@ -8,6 +8,7 @@ nothing else; damaged, foreign or newer bytes are a counted miss.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from .core import envelope as wire
 from .core.breaker import Breaker
@@ -59,7 +60,7 @@ class Far(Guard):
         trip (a second one only where a stored entry has tags that were not asked for)."""
         began = self.runtime.clock()
         names = [physical(key) for key in keys]
-        asked = list(dict.fromkeys(tag for group in tags for tag in group))
+        asked = list(dict.fromkeys(chain.from_iterable(tags)))
         reading = await self._use(
             world,
             "read",

@@ -87,6 +87,7 @@ def build(settings: Settings, runtime: Runtime | None = None) -> Parts:
 
     Raises ConfigurationError naming what does not fit together."""
     runtime = runtime or Runtime()
+    runtime.take()
     meter = Meter(settings.observers)
     near = Near(
         runtime.clock,
@@ -115,6 +116,7 @@ def build(settings: Settings, runtime: Runtime | None = None) -> Parts:
         meter,
         replay=settings.invalidation == "replay",
         replay_log=settings.replay_log,
+        stream=getattr(backend, "stream", None),
     )
     coherence = Coherence(
         runtime,
@@ -137,7 +139,7 @@ def build(settings: Settings, runtime: Runtime | None = None) -> Parts:
     runtime.on_fork(near.reset_after_fork)
     runtime.on_fork(meter.reset_after_fork)
     runtime.on_fork(invalidator.reset_after_fork)
-    events = Events(runtime, invalidator, meter, getattr(backend, "stream", None))
+    events = Events(runtime, invalidator, meter)
     runtime.on_fork(coherence.reset_after_fork)
     runtime.on_fork(events.reset_after_fork)
     if far is not None:

@@ -83,14 +83,13 @@ class _Listener:
         # Held here too, for a fork may come while the thread uses it.
         self._using: Connection | None = None
 
-    def start(self, after: float = 0.0) -> None:
+    def start(self) -> None:
         # Not an Event: a finaliser that calls ``stop`` may run inside its wait, and would hang.
         self._gate = threading.Lock()
         self._gate.acquire()
         self._looked = time.monotonic()
-        self._thread = threading.Thread(
-            target=self._run, args=(after,), name="cachekit-sqlite-bus", daemon=True
-        )
+        self.pid = os.getpid()
+        self._thread = threading.Thread(target=self._run, name="cachekit-sqlite-bus", daemon=True)
         _listening.add(self)
         self._thread.start()
 
@@ -103,9 +102,8 @@ class _Listener:
         if self._thread is not threading.current_thread():
             self._thread.join(STOPPING)
 
-    def _run(self, after: float) -> None:
+    def _run(self) -> None:
         try:
-            self._gate.acquire(timeout=after)
             while not self._ears.stopped:
                 try:
                     self._turn()
@@ -183,15 +181,11 @@ class _Listener:
             self._joined = False
             self._ears.lost()
 
-    def _after_fork(self) -> None:
+    def _abandon(self) -> None:
+        """In a forked child: the thread is the parent's; who wants to hear listens again."""
         if self._using is not None:
             # SQLite forbids even closing a parent's connection in the child.
             _inherited.append(self._using)
-        try:
-            # A little later: others renew their locks after this fork too.
-            self.start(after=self._interval)
-        except RuntimeError:  # no thread to be had
-            self._ears.lost()
 
 
 _listening: set[_Listener] = set()
@@ -200,7 +194,9 @@ _inherited: list[Connection] = []
 
 def _child() -> None:
     for listener in list(_listening):
-        listener._after_fork()
+        if listener.pid != os.getpid():  # one that another hook has just started is ours
+            listener._abandon()
+            _listening.discard(listener)
 
 
 if hasattr(os, "register_at_fork"):

@@ -53,7 +53,7 @@ class Near:
         self.weight = 0.0
         self.refused = 0
         self.writers = Writers(clock)
-        self._clocked = TagClock(clock)
+        self.tag_clock = TagClock(clock)
         self._named: dict[Hashable, Entry] = {}
         self._queue = S3Fifo(max_entries, _is_alive, _fold)
         self._tables: weakref.WeakSet[Table] = weakref.WeakSet()
@@ -62,7 +62,7 @@ class Near:
     @property
     def seq(self) -> int:
         """The count of tag invalidations: taken before a load or write, given to ``store``."""
-        return self._clocked.seq
+        return self.tag_clock.seq
 
     # -- reading: plain, lock-free but for a user's mapping -------------------------------
 
@@ -100,7 +100,7 @@ class Near:
         if self.mapping is not None:
             self.mapping.clear()
         self._named = {}
-        self._clocked.reset_after_fork()
+        self.tag_clock.reset_after_fork()
         self._queue.clear()
         self.live, self.weight = 0, 0.0
 
@@ -127,7 +127,7 @@ class Near:
             return True
         if entry.epoch is epoch and epoch is not None:
             return True
-        if self._clocked.moved(extra.tags, extra.seq):
+        if self.tag_clock.moved(extra.tags, extra.seq):
             return False
         # The epoch read before the check: an invalidation in between leaves it outdated.
         entry.epoch = epoch
@@ -160,7 +160,7 @@ class Near:
             if (
                 (flight is not None and flight.detached)
                 or not self.writers.may_fill(place.ident, writer)
-                or (tags and self._clocked.moved(tags, seq))
+                or (tags and self.tag_clock.moved(tags, seq))
             ):
                 self.refused += 1
                 return False
@@ -272,7 +272,7 @@ class Near:
                 kept = list(tags)
                 self._section.defer(lambda: self.kill_tags(kept))
                 return
-            self._clocked.invalidate(tags)
+            self.tag_clock.invalidate(tags)
             for table in self._tables:
                 if any(table.may_carry(tag) for tag in tags):
                     table.move_epoch()
@@ -296,7 +296,7 @@ class Near:
             if not free:
                 self._section.defer(self.clear)
                 return
-            self._clocked.invalidate_all()
+            self.tag_clock.invalidate_all()
             self.writers.contest_all()
             if self.mapping is not None:
                 self.mapping.clear()
@@ -321,12 +321,12 @@ class Near:
     def seize_tags(self, tags: Collection[str], writer: object, lease: float) -> None:
         """Block tags: entries with one are invalid, and none is kept until the end."""
         with self._section:
-            self._clocked.seize(tags, writer, lease)
+            self.tag_clock.seize(tags, writer, lease)
         self.kill_tags(tags)
 
     def end_tags(self, tags: Collection[str], writer: object) -> None:
         with self._section:
-            self._clocked.end(tags, writer)
+            self.tag_clock.end(tags, writer)
         self.kill_tags(tags)  # what was loaded in between may be old
 
     def end(self, places: Iterable[Place], writer: object) -> None:

@@ -28,10 +28,16 @@ class TagClock:
 
     def moved(self, tags: Iterable[str], seq: int) -> bool:
         """Whether one of the tags was invalidated after ``seq``, or is blocked."""
-        if len(self._blocks) and any(self._blocks.blocked(tag) for tag in tags):
+        if self.blocked(tags):
             return True
         # The floor rises before a tag is forgotten, so it is read last.
         return any(self._last.get(tag, 0) > seq for tag in tags) or seq < self._floor
+
+    def blocked(self, tags: Iterable[str] | None) -> bool:
+        """Whether one of the tags is blocked now; any at all, where they are not known yet."""
+        if not len(self._blocks):
+            return False
+        return self._blocks.any() if tags is None else any(map(self._blocks.blocked, tags))
 
     def seize(self, tags: Iterable[str], writer: object, lease: float) -> None:
         """Block the tags for at most ``lease`` seconds."""

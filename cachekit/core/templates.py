@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import keyword
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
+from types import CodeType
 from typing import Any, Final
 
 from ..errors import ConfigurationError
@@ -29,7 +31,8 @@ class Template:
     fields: tuple[str, ...]
     shapes: tuple[tuple[str, str], ...]  # per field: conversion, format spec
     plain: bool
-    codes: tuple[Any, ...]  # per field: its name, or its compiled expression
+    codes: tuple[CodeType, ...]  # per field: its expression
+    formatted: CodeType  # the whole template as one f-string
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,27 +56,15 @@ class Template:
             ]
         )
 
-    def label(self, values: tuple[Any, ...]) -> str:
-        """The tag of these field values: plain ``str.format`` rules."""
-        if self.plain:
-            return self._join([format(value) for value in values])
-        return self._join(
-            [_shaped(value, *shape) for value, shape in zip(values, self.shapes, strict=True)]
-        )
-
     def read(self, scope: Mapping[str, Any]) -> tuple[Any, ...]:
         """The fields' values in a scope of names. What a property raises passes unchanged."""
         # A list, not a generator: that would turn a user's StopIteration into another error.
-        return tuple(
-            [
-                scope[code] if type(code) is str else eval(code, _NO_BUILTINS.copy(), scope)
-                for code in self.codes
-            ]
-        )
+        return tuple([eval(code, _NO_BUILTINS.copy(), scope) for code in self.codes])
 
     def tag(self, scope: Mapping[str, Any]) -> str:
-        """The name of the tag this template gives in a scope of names."""
-        return keys.tag_name(self.label(self.read(scope)))
+        """The name of the tag this template gives in a scope of names: by the rules of
+        ``str.format``. What a property raises passes unchanged."""
+        return keys.tag_name(eval(self.formatted, _NO_BUILTINS.copy(), scope))
 
     def may_give(self, text: str) -> bool:
         """Whether some values could give this text; True when in doubt."""
@@ -136,7 +127,8 @@ def compile_template(text: str, known: Collection[str] | None, what: str) -> Tem
         tuple(fields),
         tuple(shapes),
         all(s == ("", "") for s in shapes),
-        tuple(f if f.isidentifier() else compile(f, f"<{what}>", "eval") for f in fields),
+        tuple(compile(field, f"<{what}>", "eval") for field in fields),
+        _formatted(literals, fields, shapes, what),
     )
     if known is not None:
         for name in template.names:
@@ -145,6 +137,24 @@ def compile_template(text: str, known: Collection[str] | None, what: str) -> Tem
                     f"{what} {text!r}: no parameter {name!r}; known: {', '.join(known) or 'none'}"
                 )
     return template
+
+
+def _formatted(
+    literals: Sequence[str], fields: Sequence[str], shapes: Sequence[tuple[str, str]], what: str
+) -> CodeType:
+    """The template compiled to one f-string: a tag is made of it on every tagged read."""
+    parts: list[ast.expr] = [ast.Constant(literals[0])]
+    for field, (conversion, spec), after in zip(fields, shapes, literals[1:], strict=True):
+        parts.append(
+            ast.FormattedValue(
+                ast.parse(field, mode="eval").body,
+                ord(conversion) if conversion else -1,
+                ast.JoinedStr([ast.Constant(spec)]) if spec else None,
+            )
+        )
+        parts.append(ast.Constant(after))
+    whole = ast.fix_missing_locations(ast.Expression(ast.JoinedStr(parts)))
+    return compile(whole, f"<{what}>", "eval")
 
 
 def _expression(field: str) -> str:

@@ -68,6 +68,11 @@ class Writers:
         block = self._blocks.get(ident)
         return block is not None and self._clock() < block.until
 
+    def any(self) -> bool:
+        """Whether any block stands."""
+        now = self._clock()
+        return any(now < block.until for block in list(self._blocks.values()))
+
     def contest(self, ident: Hashable) -> None:
         block = self._blocks.get(ident)
         if block is not None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from ..core.deadline import Deadline
 from ..core.notes import Note, NoteKind
 from ..core.ops import Dead, Flushed, Op, OpKind
-from .bus import Bus, Ears, Stream, World
+from .bus import MOST_EVENT, Bus, Ears, Stream, World
 from .slots import (
     NOTHING,
     TOKEN_BYTES,
@@ -34,6 +34,7 @@ from .slots import (
 )
 
 __all__ = [
+    "MOST_EVENT",
     "NOTHING",
     "TOKEN_BYTES",
     "Asking",

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from ..core.deadline import Deadline
 from ..core.notes import Note
 
+MOST_EVENT = 64 * 1024
+
 
 class World(Protocol):
     """Threads, or one running event loop (``runtime``)."""
@@ -64,9 +66,9 @@ class Bus(Protocol):
 class Stream(Protocol):
     """Domain events between processes: at least once, in order, kept for a while.
 
-    A payload is at most 64 KiB. ``follow`` delivers what is appended after it returned, by any
-    process, this one included; each process has its own position. Events that can not be had any
-    more (trimmed, lost with the server) are a ``gap``."""
+    A payload is at most ``MOST_EVENT`` bytes. ``follow`` delivers what is appended after it
+    returned, by any process, this one included; each process has its own position. Events that
+    can not be had any more (trimmed, lost with the server) are a ``gap``."""
 
     async def append(self, world: World, payload: bytes, deadline: Deadline) -> None: ...
 

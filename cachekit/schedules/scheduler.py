@@ -144,6 +144,7 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         self._closed = False
         parts.runtime.on_fork(self._after_fork)
+        weakref.finalize(self, _wake, self._changed)
 
     def add(
         self,
@@ -350,6 +351,12 @@ def _turn(owner: weakref.ref[Scheduler], changed: threading.Condition, pause: fl
             if scheduler._added == known and not scheduler._closed:
                 del scheduler
                 changed.wait(pause)
+
+
+def _wake(changed: threading.Condition) -> None:
+    """The scheduler was dropped: its thread may end at once."""
+    with changed:
+        changed.notify_all()
 
 
 def _listed(names: Names) -> list[str]:

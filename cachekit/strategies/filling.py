@@ -17,6 +17,7 @@ from ..packing import Right
 from ..protocols import Codec
 from ..runtime import AnyWorld, Runtime
 from ..tiers import Far
+from .discovery import MAX_TAGS
 
 if TYPE_CHECKING:
     from .job import Job, Recipe
@@ -201,7 +202,15 @@ class Filler:
             return False
         if any(tag not in right.nonces for tag in tags):
             # Their nonces were not read before the load: next time they are.
-            if recipe.discovery is not None:
+            if len(tags) > MAX_TAGS:
+                self.meter.event("tag_errors", function=recipe.name)
+                self.meter.warn_once(
+                    f"tags {recipe.name}",
+                    "%s: a result with more than %d tags is not cached",
+                    recipe.name,
+                    MAX_TAGS,
+                )
+            elif recipe.discovery is not None:
                 life = span.kept + REMEMBER_LONGER if span.kept < INF else None
                 await recipe.discovery.remember(world, far, key, tags, life)
             await self.give_back(world, place, right)

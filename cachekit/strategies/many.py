@@ -54,8 +54,8 @@ async def peek_many(
         if mine:
             watches[i] = flight
     try:
-        if len(reader.invalidator.pending):
-            await reader.invalidator.settle(world)
+        if reader.invalidator.due():
+            await reader.invalidator.settle(world, far.deadline(world))
         answers = await far.read(
             world,
             [places[i].text or "" for i in missing],
@@ -204,8 +204,8 @@ class _Batch:
 
     async def _ask(self, far: Far, lead: dict[Any, Flight], seq: int) -> dict[Any, Right | None]:
         reader, world, recipe = self.reader, self.world, self.recipe
-        if len(reader.invalidator.pending):
-            await reader.invalidator.settle(world)
+        if reader.invalidator.due():
+            await reader.invalidator.settle(world, far.deadline(world))
         idents = list(lead)
         jobs = [self.jobs[ident] for ident in idents]
         tags = [job.tags for job in jobs]
@@ -248,6 +248,7 @@ class _Batch:
         reader, world, tally = self.reader, self.world, self.recipe.tally
         positions = [self.first[ident] for ident in open_]
         for ident in open_:
+            reader.guard(lead[ident], self.jobs[ident])
             lead[ident].loading = True
         started = reader.runtime.clock()
         tally.loads += 1

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..coherence import Coherence
 from ..core.deadline import Deadline
-from ..core.entry import MISSING, Entry, Verdict
-from ..core.flights import Flight, closes_circle, led
-from ..core.near import Near
+from ..core.entry import Entry, Verdict
+from ..core.flights import Flight, led
 from ..core.outcome import Outcome
-from ..core.place import Place
 from ..core.policy import Span
-from ..errors import BackendError, LoadTimeoutError, ReentryError
-from ..invalidation import Invalidator
-from ..observe import Meter
+from ..errors import BackendError
 from ..packing import Found, Right
 from ..protocols import SlotState
-from ..runtime import AnyWorld, Runtime
+from ..runtime import AnyWorld
 from ..tiers import Far
-from .filling import Filler
 from .job import Job, nonce_life
-from .renewal import Keeper
+from .loading import Loader
 
 TRIES = 4
 POLL_FIRST = 0.01
@@ -33,28 +27,8 @@ POLL_MOST = 0.25
 BACK_OFF = 1.0
 
 
-class Reader:
+class Reader(Loader):
     """Reads through the tiers of one cache."""
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        near: Near,
-        far: Far | None,
-        invalidator: Invalidator,
-        meter: Meter,
-        *,
-        coherence: Coherence,
-        strict: bool,
-    ) -> None:
-        self.runtime = runtime
-        self.near = near
-        self.far = far
-        self.invalidator = invalidator
-        self.meter = meter
-        self.strict = strict
-        self.keeper = Keeper(runtime, far, meter) if far is not None else None
-        self.filler = Filler(runtime, near, far, meter, coherence=coherence, strict=strict)
 
     # -- one key --------------------------------------------------------------------------
 
@@ -62,13 +36,17 @@ class Reader:
         """The value of one key, from wherever it is freshest at least cost."""
         verdict, entry = self.near.find(job.place)
         if entry is not None and verdict is Verdict.FRESH:
-            return self._hit(entry)
+            return self.hit(entry)
         if entry is not None and verdict is Verdict.STALE and self.far is None:
             job.recipe.tally.stale += 1
             value = entry.value
             self._refresh_behind(world, job)
             return Outcome(value)
         for _ in range(TRIES):
+            if not self.filler.coherence.shares:
+                alone = await self._alone(world, job)
+                if alone is not None:
+                    return alone
             flight, leads = world.flights.board(job.place.ident)
             if leads:
                 return await self._lead(world, job, flight)
@@ -79,7 +57,25 @@ class Reader:
             outcome = outcome or await self.join(world, job, flight)
             if outcome is not None:
                 return outcome
-        return await self._load(world, job)
+        return await self.load(world, job)
+
+    async def _alone(self, world: AnyWorld, job: Job) -> Outcome | None:
+        """A look at the far tier that is shared with nobody; None where there is nothing to serve,
+        or it is away."""
+        far, key = self.far, job.place.text
+        if far is None or key is None:
+            return None
+        try:
+            found = await self._look(world, far, key, job, job.tags, far.deadline(world))
+        except BackendError as error:
+            return Outcome(error=error) if self.strict else None
+        if not found.readable:
+            return None
+        self.meter.count("far_hits")
+        if found.verdict is Verdict.STALE:
+            job.recipe.tally.stale += 1
+            self._refresh_behind(world, job)
+        return Outcome(found.value)
 
     async def _meanwhile(self, world: AnyWorld, job: Job, stale: Entry | None) -> Outcome | None:
         """What is served while a refresh of the key runs: the far tier's value, or where that is
@@ -103,41 +99,10 @@ class Reader:
         self, world: AnyWorld, far: Far, key: str, job: Job, tags: Sequence[str], deadline: Deadline
     ) -> Found:
         """One key of the far tier, after the invalidations that are still pending."""
-        if len(self.invalidator.pending):
-            await self.invalidator.settle(world)
+        if self.invalidator.due():
+            await self.invalidator.settle(world, deadline)
         (found,) = await far.read(world, [key], [tags], job.recipe.codec, deadline)
         return found
-
-    def _hit(self, entry: Entry) -> Outcome:
-        entry.uses += 1.0
-        return Outcome(entry.value)
-
-    async def join(self, world: AnyWorld, job: Job, flight: Flight) -> Outcome | None:
-        """Wait for another caller's load; None when it ended without a result for us."""
-        mine = tuple(f for f in led.get() if not f.landed)
-        if flight in mine:
-            return Outcome(
-                error=ReentryError(
-                    f"{job.recipe.name}: the load of {job.place.ident!r} asks for its own key"
-                )
-            )
-        flight.joined += 1
-        early = not flight.loading
-        job.recipe.tally.misses += 1
-        # Announce the wait, then look for a circle: of two that close one, at least one sees it.
-        for own in mine:
-            own.waits_for.append(flight)
-        try:
-            if mine and closes_circle(flight):
-                return await self._load(world, job)
-            if not await world.join(flight, job.recipe.policy.load_timeout):
-                return Outcome(error=self.too_slow(job))
-        finally:
-            for own in mine:
-                own.waits_for.remove(flight)
-        if flight.handed or not (flight.certain or early):
-            return None
-        return Outcome(flight.value, flight.error)
 
     async def _lead(self, world: AnyWorld, job: Job, flight: Flight) -> Outcome:
         token = led.set((*led.get(), flight))
@@ -156,7 +121,7 @@ class Reader:
         # Another flight may have landed between the look and the boarding.
         verdict, entry = self.near.find(job.place)
         if entry is not None and verdict is Verdict.FRESH:
-            outcome = self._hit(entry)
+            outcome = self.hit(entry)
             flight.land(outcome.value)
             return outcome
         stale = entry if verdict is Verdict.STALE else None
@@ -165,7 +130,7 @@ class Reader:
         if far is None or key is None:
             if job.recipe.discovery is None:
                 flight.tags = job.tags
-            return await self._load_and_fill(world, job, flight, seq, None, local=True)
+            return await self.load_and_fill(world, job, flight, seq, None, local=True)
         # The far entry may carry tags that this job does not know: any tag detaches it.
         flight.loading = not self.filler.coherence.shares
         try:
@@ -182,10 +147,10 @@ class Reader:
                 self._refresh_behind(world, job)
                 return Outcome(value)
             # Far tier away: this process's own generations decide (protocols, section 3).
-            return await self._load_and_fill(world, job, flight, seq, None, local=True)
+            return await self.load_and_fill(world, job, flight, seq, None, local=True)
         if found is not None and found.readable:
             return self.serve(world, job, flight, seq, found)
-        return await self._load_and_fill(world, job, flight, seq, right)
+        return await self.load_and_fill(world, job, flight, seq, right)
 
     def serve(self, world: AnyWorld, job: Job, flight: Flight, seq: int, found: Found) -> Outcome:
         self.meter.count("far_hits")
@@ -239,89 +204,6 @@ class Reader:
                 pause = min(pause * 1.6, POLL_MOST)
             deadline = far.deadline(world)
 
-    async def _load_and_fill(
-        self,
-        world: AnyWorld,
-        job: Job,
-        flight: Flight,
-        seq: int,
-        right: Right | None,
-        *,
-        local: bool = False,
-    ) -> Outcome:
-        started = self.runtime.clock()
-        flight.loading = True
-        try:
-            if right is not None and self.keeper is not None:
-                self.keeper.hold(job.place.text or "", right, job.recipe.policy)
-            outcome = await self._load(world, job)
-        except BaseException:
-            # Cancelled: whoever takes over must not wait for this lease to end.
-            self.filler.give_back_behind(world, job.place, right)
-            raise
-        finally:
-            if right is not None and self.keeper is not None:
-                self.keeper.let_go(right)
-        if outcome.error is not None:
-            if right is not None:
-                await self.filler.give_back(world, job.place, right)
-            flight.land(error=outcome.error)
-            return outcome
-        certain = await self.filler.fill(
-            world,
-            job,
-            outcome.value,
-            self.runtime.clock() - started,
-            flight,
-            seq,
-            right,
-            local=local,
-        )
-        if outcome.value is MISSING:
-            flight.hand_on()  # a batch loader had nothing: whoever joined asks his own loader
-        else:
-            flight.land(outcome.value, certain=certain and self.filler.coherence.shares)
-        return outcome
-
-    async def _load(self, world: AnyWorld, job: Job) -> Outcome:
-        """Call the loader; its error is the outcome, cancellation passes through."""
-        tally = job.recipe.tally
-        tally.loads += 1
-        tally.misses += 1
-        started = self.runtime.clock()
-        outcome = await world.bounded(job.load, job.recipe.policy.load_timeout)
-        if outcome is None:
-            outcome = Outcome(error=self.too_slow(job))
-        if outcome.error is not None:
-            tally.errors += 1
-            return outcome
-        self.meter.time("load", self.runtime.clock() - started)
-        kind = type(outcome.value)
-        if hasattr(kind, "__await__") or hasattr(kind, "__next__"):
-            return Outcome(
-                error=TypeError(
-                    f"{job.recipe.name}: the result is a {kind.__name__}, which can be used "
-                    "only once; return a list, or decorate an async def"
-                )
-            )
-        return outcome
-
-    def too_slow(self, job: Job) -> LoadTimeoutError:
-        return LoadTimeoutError(
-            f"{job.recipe.name}: the load of {job.place.ident!r} took longer than "
-            f"{job.recipe.policy.load_timeout} s"
-        )
-
-    def take_over(self, world: AnyWorld, place: Place) -> Flight:
-        """Detach the loads of a key in all worlds and lead a new flight of it in this one."""
-        for each in self.runtime.worlds():
-            each.flights.detach(place.ident)
-        while True:
-            flight, leads = world.flights.board(place.ident)
-            if leads:
-                return flight
-            world.flights.detach(place.ident)
-
     # -- refresh --------------------------------------------------------------------------
 
     async def refresh(self, world: AnyWorld, job: Job) -> Outcome:
@@ -367,7 +249,7 @@ class Reader:
         if far is None or key is None:
             if recipe.discovery is None:
                 flight.tags = job.tags
-            return await self._load_and_fill(world, job, flight, seq, None, local=True)
+            return await self.load_and_fill(world, job, flight, seq, None, local=True)
         tags = job.tags
         try:
             deadline = far.deadline(world)
@@ -376,22 +258,21 @@ class Reader:
             found = await self._look(world, far, key, job, tags, deadline)
             if keep and found.verdict is Verdict.FRESH:  # another process was quicker
                 return self.serve(world, job, flight, seq, found)
+            life, lease = nonce_life(recipe.policy), recipe.policy.lease
             answer = await far.acquire(
-                world,
-                key,
-                found,
-                tags,
-                recipe.policy.lease,
-                keep and found.readable,
-                nonce_life(recipe.policy),
-                deadline,
+                world, key, found, tags, lease, keep and found.readable, life, deadline
             )
+            if not keep and answer is SlotState.TOKEN:
+                # Another process's load, which may be older than this call: it must not fill.
+                await far.void(world, [key], deadline)
+                found = found._replace(stamp=b"")
+                answer = await far.acquire(world, key, found, tags, lease, False, life, deadline)
         except BackendError as error:
             if self.strict:
                 return Outcome(error=error)
-            return await self._load_and_fill(world, job, flight, seq, None, local=True)
+            return await self.load_and_fill(world, job, flight, seq, None, local=True)
         if isinstance(answer, Right):
-            return await self._load_and_fill(world, job, flight, seq, answer)
+            return await self.load_and_fill(world, job, flight, seq, answer)
         if keep:
             return Outcome()  # another process refreshes
-        return await self._load_and_fill(world, job, flight, seq, None)
+        return await self.load_and_fill(world, job, flight, seq, None)

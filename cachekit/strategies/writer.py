@@ -23,7 +23,7 @@ from ..runtime import AnyWorld, Runtime
 from ..tiers import Far
 from .filling import Filler
 from .intent import Intent, outcome_unknown
-from .job import Recipe
+from .job import Recipe, nonce_life
 
 Action = Callable[[AnyWorld], Awaitable[Outcome]]
 
@@ -91,7 +91,7 @@ class Writer:
         try:
             await intent.enter(world)
             if fill and self.far is not None:
-                rights = await self._rights(world, self.far, targets, intent.writer)
+                rights = await self._rights(world, self.far, recipe, targets, intent.writer)
         except BackendError as error:
             if self.strict:
                 await intent.leave(world)
@@ -181,10 +181,9 @@ class Writer:
             raise
         if outcome.error is not None and outcome_unknown(outcome.error):
             await self.block(world, places, drop, lease)
-        before = len(self.invalidator.pending)
         self.invalidator.detach(places, drop)
         try:
-            await self.invalidator.tell(
+            told = await self.invalidator.tell(
                 world, [p.text for p in places if p.text is not None], drop, replay=True
             )
         except BaseException:
@@ -193,7 +192,7 @@ class Writer:
         self.invalidator.detach(places, drop)
         if outcome.error is not None:
             return outcome
-        return Outcome(Written(outcome.value, len(self.invalidator.pending) > before))
+        return Outcome(Written(outcome.value, not told))
 
     async def block(
         self, world: AnyWorld, places: Sequence[Place], tags: Sequence[str], lease: float
@@ -209,13 +208,18 @@ class Writer:
             raise
 
     async def _rights(
-        self, world: AnyWorld, far: Far, targets: Sequence[Target], writer: bytes
+        self,
+        world: AnyWorld,
+        far: Far,
+        recipe: Recipe,
+        targets: Sequence[Target],
+        writer: bytes,
     ) -> dict[Any, Right | None]:
         """Before the source is written: nonces read later would hide an invalidation."""
-        deadline = far.deadline(world)
+        deadline, life = far.deadline(world), nonce_life(recipe.policy)
         return {
             target.place.ident: await far.nonces(
-                world, target.place.text or "", target.tags, writer, None, deadline
+                world, target.place.text or "", target.tags, writer, life, deadline
             )
             for target in targets
         }

@@ -90,7 +90,7 @@ def test_tags_forgotten_for_want_of_room_cost_misses_and_nothing_else(
             values[number] += 1
             near.kill_tags([f"n{number}"])
         near.kill_tags([f"noise{step}"])
-        assert len(near._clocked._last) <= 8
+        assert len(near.tag_clock._last) <= 8
 
 
 def test_a_load_from_before_the_forgetting_fills_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_a_load_from_before_the_forgetting_fills_nothing(monkeypatch: pytest.Mon
     near.kill_tags(["mine"])
     for step in range(10):
         near.kill_tags([f"noise{step}"])
-    assert "mine" not in near._clocked._last
+    assert "mine" not in near.tag_clock._last
     assert not near.store(table.place((1,)), "old", LONG, tags=("mine",), seq=seq)
 
 
@@ -129,7 +129,7 @@ def test_at_no_moment_does_an_invalidated_tag_look_valid_again(
 ) -> None:
     monkeypatch.setattr(tag_clock_module, "MAX_TAGS_REMEMBERED", 4)
     near, table, _ = _near()
-    near._clocked._last = watched = Watched()
+    near.tag_clock._last = watched = Watched()
     place = table.place((1,))
     near.store(place, "old", LONG, tags=("t",), seq=near.seq)
     near.kill_tags(["t"])

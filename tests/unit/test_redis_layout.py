@@ -101,9 +101,7 @@ def test_each_state_is_read_from_its_documented_bytes() -> None:
 
 
 @given(st.binary(max_size=70), st.sampled_from([b"", b"r" * 16]))
-def test_a_nonce_is_read_from_32_bytes_of_the_same_run_only(
-    value: bytes, run: bytes
-) -> None:
+def test_a_nonce_is_read_from_32_bytes_of_the_same_run_only(value: bytes, run: bytes) -> None:
     assert names.parse_nonce(value, run) == (
         value[16:] if len(value) == 32 and value[: len(run)] == run else None
     )

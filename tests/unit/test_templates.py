@@ -10,6 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import cachekit
+from cachekit.core.keys import tag_name
 from cachekit.core.templates import compile_template
 from cachekit.errors import ConfigurationError, KeyEncodingError
 
@@ -139,7 +140,22 @@ def test_a_number_and_its_text_differ_in_a_key() -> None:
 
 def test_a_tag_follows_str_format_so_that_both_spellings_meet() -> None:
     template = compile_template("user:{id}", ["id"], "tag")
-    assert template.label((7,)) == template.label(("7",)) == "user:7"
+    assert template.tag({"id": 7}) == template.tag({"id": "7"}) == "user:7"
+
+
+@pytest.mark.parametrize(
+    ("text", "scope"),
+    [
+        ("{x}", {"x": 1.5}),
+        ("a{x!r}b{y!s:>5}c", {"x": "q", "y": 7}),
+        ("{x:08.3f}|{y!a}", {"x": 3.14159, "y": "é"}),
+        ("{{literal}} {x}", {"x": "{braces}"}),
+        ("'\\\"{x}", {"x": "quotes"}),
+        ("{x.real}-{y[0]}-{z[name]}", {"x": 3, "y": [5], "z": {"name": "n"}}),
+    ],
+)
+def test_a_tag_is_what_str_format_makes_of_the_template(text: str, scope: dict[str, Any]) -> None:
+    assert compile_template(text, list(scope), "tag").tag(scope) == tag_name(text.format(**scope))
 
 
 def test_a_value_without_text_names_the_field_and_the_remedy() -> None:

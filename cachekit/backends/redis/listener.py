@@ -54,6 +54,7 @@ class Listener:
             self._halt = halt = Halt()
         except OSError as error:  # out of descriptors
             return self._deaf(error)
+        self.pid = os.getpid()
         _running.add(self)
         try:
             threading.Thread(target=self._run, name=self.name, daemon=True).start()
@@ -217,9 +218,10 @@ _running: set[Listener] = set()
 def _in_child() -> None:
     """The threads stayed with the parent; here only the copies of their descriptors are left."""
     for listener in list(_running):
-        listener._hang_up()
-        listener._halt.close()
-    _running.clear()
+        if listener.pid != os.getpid():  # one that another hook has just started is ours
+            listener._hang_up()
+            listener._halt.close()
+            _running.discard(listener)
 
 
 os.register_at_fork(after_in_child=_in_child)
