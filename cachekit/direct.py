@@ -19,6 +19,9 @@ from .strategies.job import Job, Recipe
 from .strategies.many import peek_many, read_many
 from .strategies.parts import Parts
 from .strategies.source import call
+from .tiers import Far
+
+SET_LEASES = 4.0  # budgets of a call that the block of a set() may outlive a dead process
 
 
 class Direct:
@@ -93,15 +96,8 @@ class Direct:
         seq, far, asked = parts.near.seq, parts.far, parts.runtime.clock()
         flight.tags = labels
         if far is not None:
-            deadline = far.deadline(world)
             try:
-                life = None if span.kept == INF else span.kept
-                right = await far.nonces(world, key, labels, parts.runtime.token(), life, deadline)
-                if right is None:
-                    parts.invalidator.postpone([("key", key)])
-                    return False
-                data = far.packer.pack(key, value, parts.codec, span, 0.0, right)
-                if not await far.put(world, key, right, data, span, deadline):
+                if not await self._commit(world, far, key, value, span, labels):
                     return False
             except BackendError:
                 if parts.reader.strict:
@@ -116,6 +112,32 @@ class Direct:
                 parts.near.kill([place])
             return True
         return parts.reader.filler.keep_near(place, value, span, labels, seq, flight)
+
+    async def _commit(
+        self,
+        world: AnyWorld,
+        far: Far,
+        key: str,
+        value: Any,
+        span: Span,
+        labels: tuple[str, ...],
+    ) -> bool:
+        """Store as a writer does, under a block of its own: a step of this that lands late, after
+        its caller got no answer, can then not undo an invalidation that came since."""
+        parts, deadline = self.parts, far.deadline(world)
+        writer = parts.runtime.token()
+        life = None if span.kept == INF else span.kept
+        await far.seize(world, [key], writer, SET_LEASES * far.timeout, deadline)
+        right = await far.nonces(world, key, labels, writer, life, deadline)
+        try:
+            if right is not None:
+                data = far.packer.pack(key, value, parts.codec, span, 0.0, right)
+                return await far.commit(world, key, right, data, span, deadline)
+        except CodecError:
+            await far.end(world, [key], writer, deadline)
+            raise
+        await far.end(world, [key], writer, deadline)
+        return False
 
     async def get_or_set(
         self,

@@ -260,14 +260,6 @@ class Far(Guard):
             right.nonces[t] for t in tags
         ]
 
-    async def put(
-        self, world: AnyWorld, key: str, right: Right, data: bytes, span: Span, deadline: Deadline
-    ) -> bool:
-        name, ttl = physical(key), _ttl(span)
-        return await self._use(
-            world, "put", deadline, lambda s: s.slots.put(name, right.token, data, ttl, deadline)
-        )
-
     async def release(self, world: AnyWorld, key: str, token: bytes, deadline: Deadline) -> None:
         name = physical(key)
         await self._use(
