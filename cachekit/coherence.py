@@ -78,10 +78,15 @@ class Coherence:
         if self._stop is not None or self._closed or self.bus is None:
             return
         with self.runtime.once:
-            if self._stop is None and not self._closed:
-                self._stop = self.bus.listen(_Ears(self))
-                # A cache that was dropped without close() must not be held by its bus.
-                weakref.finalize(self, self._stop)
+            if self._stop is not None or self._closed:
+                return
+            self._stop = _nothing
+        # Not under the lock: a bus may join at once, and observers of that may use this cache.
+        stop = self._stop = self.bus.listen(_Ears(self))
+        # A cache that was dropped without close() must not be held by its bus.
+        weakref.finalize(self, stop)
+        if self._closed:
+            stop()
 
     # -- what the bus tells ---------------------------------------------------------------
 
@@ -121,6 +126,10 @@ class Coherence:
         """The thread that listened is the parent's; the near tier begins empty."""
         self._stop = None
         self._since = INF
+
+
+def _nothing() -> None:
+    """In place of a stop while listening begins."""
 
 
 class _Ears:

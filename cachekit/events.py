@@ -133,14 +133,17 @@ class Events:
     def _follow(self) -> None:
         if self.stream is None or self._stop is not None or self._closed:
             return
+        ear, gap = weakref.WeakMethod(self.receive), weakref.WeakMethod(self.gap)
         with self.runtime.once:
-            if self._stop is None and not self._closed:
-                ear = weakref.WeakMethod(self.receive)
-                gap = weakref.WeakMethod(self.gap)
-                self._stop = self.stream.follow(
-                    lambda payload: _call(ear, payload), lambda: _call(gap)
-                )
-                weakref.finalize(self, self._stop)
+            if self._stop is not None or self._closed:
+                return
+            self._stop = lambda: None
+        stop = self._stop = self.stream.follow(
+            lambda payload: _call(ear, payload), lambda: _call(gap)
+        )
+        weakref.finalize(self, stop)
+        if self._closed:
+            stop()
 
     def close(self) -> None:
         self._closed = True
