@@ -70,6 +70,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.url is not None and self.backend is not None:
             raise ConfigurationError("give a url or a backend, not both")
+        if self.backend is not None and self.namespace:
+            raise ConfigurationError("namespace= is the URL's; a backend object has its own")
         if self.url is not None and not isinstance(self.url, str):
             raise ConfigurationError(f"url must be a str, got {type(self.url).__name__}")
         if not isinstance(self.namespace, str):

@@ -154,9 +154,10 @@ class Opener:
         return self.place != "embedded"
 
     def __call__(self, **options: Any) -> Cache:
-        options.setdefault("namespace", self.namespace)
         if self.backend is not None:
             options.setdefault("backend", self.backend)
+        else:
+            options.setdefault("namespace", self.namespace)
         # A machine with two busy cores may stop a test for longer than the default budget.
         cache = Cache(self.url, **{"timeout": 3.0, **options})
         self.caches.append(cache)
