@@ -34,7 +34,10 @@ Names = Iterable[str] | Callable[[], Iterable[str]]
 Asked = tuple[list[str], list[str], bool]
 
 CLAIM_LEASE = 10.0
+# How long a planned time is known as carried out: longer than clocks differ. A short period would
+# leave a marker each time, so those live an hour.
 MARKER_TTL = 86400.0
+MARKER_TTL_LEAST = 3600.0
 LOOK_AGAIN = 1.0  # while another process holds the claim
 LOOK_ANYWAY = 30.0  # so that a clock that was set is noticed
 RETRY_FIRST, RETRY_MOST = 0.5, 10.0
@@ -263,7 +266,9 @@ class Scheduler:
         schedule._done()
         meter.event("schedule_fired", schedule=schedule.name, planned=due / 1000)
         if far is not None and right is not None:
-            self._mark(far, key, right)
+            # Ten periods: to the next planned time and then some.
+            apart = (schedule._plan.after(due) - due) / 1000
+            self._mark(far, key, right, min(MARKER_TTL, max(MARKER_TTL_LEAST, 10 * apart)))
 
     async def _claim(self, far: Far, key: str) -> Right | SlotState:
         world = self._parts.runtime.threads
@@ -271,7 +276,7 @@ class Scheduler:
             world, key, _ABSENT, (), CLAIM_LEASE, False, MARKER_TTL, far.deadline(world)
         )
 
-    def _mark(self, far: Far, key: str, right: Right) -> None:
+    def _mark(self, far: Far, key: str, right: Right, ttl: float) -> None:
         """Leave word that the planned time is carried out. Only that an entry stands there is
         looked at, so that ``clear()`` does not undo it."""
         runtime = self._parts.runtime
@@ -279,10 +284,10 @@ class Scheduler:
             payload=b"",
             mark=self._parts.codec.mark,
             created=int(runtime.wall() * 1000),
-            ttl=int(MARKER_TTL * 1000),
+            ttl=int(ttl * 1000),
             space=right.space,
         )
-        data, span = wire.pack(marker, physical(key)), Span(MARKER_TTL, MARKER_TTL)
+        data, span = wire.pack(marker, physical(key)), Span(ttl, ttl)
         world = runtime.threads
         for pause in MARK_PAUSES:
             if pause:
