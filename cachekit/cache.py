@@ -364,7 +364,7 @@ class Cache:
             strategy.close(timeout)
         if self._scheduler is not None:
             self._scheduler.close()
-        parts.invalidator.close()
+        parts.invalidator.close(timeout)
         parts.events.close()
         if parts.reader.keeper is not None:
             parts.reader.keeper.close()

@@ -15,12 +15,13 @@ from .core.near import Near
 from .core.notes import Note, NoteKind
 from .core.place import Place
 from .errors import BackendError, InvalidationFailed
-from .observe import Meter
+from .observe import Meter, log
 from .pending import SPACE, Name, Pending
 from .protocols import Stream
 from .runtime import AnyWorld, Runtime, drive
 from .tiers import Far
 
+LAST_TRY = 1.5
 PART = 200  # keys or tags that are replayed in one step
 
 
@@ -199,9 +200,13 @@ class Invalidator:
             wait = 0.1
             while len(self.pending) and not self._closed.wait(wait):
                 try:
+                    self.pending.sync()
                     drive(self.settle(self.runtime.threads, events=True))
                 except BackendError:
                     wait = min(wait * 2, 1.0)
+                except Exception:  # ours, and a defect: the rest must still be told
+                    log.exception("replaying invalidations failed; it is tried again")
+                    wait = 1.0
         finally:
             self._replaying.release()
         if len(self.pending) and not self._closed.is_set():
@@ -212,14 +217,20 @@ class Invalidator:
         self.pending.reset_after_fork()
         self._replaying = threading.Lock()
 
-    def close(self) -> int:
-        """Stop replaying; says how many invalidations never reached the far tier."""
+    def close(self, timeout: float = LAST_TRY) -> int:
+        """Stop replaying, after trying for at most ``timeout`` seconds: long enough for a breaker
+        to let a probe through. Says how many invalidations never reached the far tier."""
         self._closed.set()
-        if len(self.pending):
+        end = self.runtime.clock() + min(timeout, LAST_TRY)
+        while len(self.pending):
             try:
                 drive(self.settle(self.runtime.threads, events=True))
             except BackendError:
-                self.meter.event("invalidations_lost", count=len(self.pending))
+                if self.runtime.clock() >= end:
+                    self.meter.event("invalidations_lost", count=len(self.pending))
+                    break
+                self.runtime.sleep(0.05)
+        self.pending.sync()
         left = len(self.pending)
         self.pending.close()
         return left

@@ -13,6 +13,7 @@ from .errors import ConfigurationError
 from .observe import Meter
 
 MAX_PENDING = 10_000
+PATIENCE = 0.01  # seconds to wait for another writer of the file
 Name = tuple[str, Any]  # "key", "tag" and its text; "space"; "event" and its bytes
 SPACE: Name = ("space", "")
 
@@ -41,10 +42,16 @@ class Pending:
         if journal is None or journal.loaded:
             return False
         with self._lock:
-            left = journal.load() if not journal.loaded else []
-            for name in left:
-                self._events += name[0] == "event" and name not in self._names
-                self._names.setdefault(name, 0)
+            return self._load(journal)
+
+    def _load(self, journal: Journal) -> bool:
+        if journal.loaded:
+            return False
+        left = journal.load()
+        for name in left:
+            self._events += name[0] == "event" and name not in self._names
+            self._names.setdefault(name, 0)
+        journal.loaded = True  # last: who sees it sees the names
         return bool(left)
 
     @property
@@ -53,8 +60,10 @@ class Pending:
         return len(self) > self._events
 
     def add(self, names: Iterable[Name]) -> None:
-        added = list(names)
+        added, gone = list(names), []
         with self._lock:
+            if self._journal is not None:
+                self._load(self._journal)
             for name in added:
                 self._serial += 1
                 self._events += name[0] == "event" and name not in self._names
@@ -64,10 +73,14 @@ class Pending:
                 self._names.clear()
                 self._names[SPACE] = self._serial
                 self._events = 0
-                if self._journal is not None:
-                    self._journal.change(added, gone)
-            elif self._journal is not None:
-                self._journal.change(added, ())
+            if self._journal is not None:
+                self._journal.change(added, gone)
+
+    def sync(self) -> None:
+        """Write to the file what it could not take before."""
+        with self._lock:
+            if self._journal is not None and self._journal.behind:
+                self._journal.rewrite(self._names)
 
     def take(self) -> dict[Name, int]:
         with self._lock:
@@ -96,11 +109,13 @@ class Pending:
 
 class Journal:
     """The file of :class:`Pending`: one row per name. Its owner's lock is held. A file that can
-    not be written is counted (``replay_log_errors``) and warned of: the queue goes on in memory."""
+    not be written at once (another process writes for long, the disk is full) is counted
+    (``replay_log_errors``) and warned of; it is tried again, and the queue goes on in memory."""
 
     def __init__(self, file: str, meter: Meter) -> None:
         self.path = os.path.abspath(file)
         self.loaded = False
+        self.behind = False  # the file lacks something, or holds something that is done
         self._meter = meter
         # What one process has replayed is not yet done for another that added the same later.
         self._owner = os.urandom(8)
@@ -110,50 +125,72 @@ class Journal:
             raise ConfigurationError("replay_log is a symbolic link; give the file itself")
 
     def load(self) -> list[Name]:
-        self.loaded = True
+        """What was left there, by the living or the dead: it is replayed from here now."""
         if not os.path.exists(self.path):
             return []
         try:
             db = self._open()
-            with db:  # whoever left them, living or dead: they are replayed from here now
+            with db:
                 db.execute("UPDATE OR REPLACE pending SET owner = ?", (self._owner,))
                 rows = db.execute("SELECT kind, name FROM pending").fetchall()
         except (OSError, sqlite3.Error) as error:
             self._failed(error)
             return []
-        return [(kind, bytes(name) if kind == "event" else str(name)) for kind, name in rows]
+        found = [(kind, name) for kind, name in rows if _is_name(kind, name)]
+        if len(found) < len(rows):
+            self._failed(ValueError("rows that are none of ours"))
+            found.append(SPACE)  # whatever they meant
+            self.behind = True
+        return found
 
     def change(self, added: Sequence[Name], gone: Sequence[Name]) -> None:
         if not added and not gone:
             return
         try:
-            db = self._open()
-            with db:
-                db.executemany(
-                    "INSERT OR IGNORE INTO pending (kind, name, owner) VALUES (?, ?, ?)",
-                    [(*name, self._owner) for name in added],
-                )
+            with self._open() as db:
+                self._add(db, added)
                 db.executemany(
                     "DELETE FROM pending WHERE kind = ? AND name = ? AND owner = ?",
                     [(*name, self._owner) for name in gone],
                 )
         except (OSError, sqlite3.Error) as error:
+            self.behind = True
             self._failed(error)
+
+    def rewrite(self, names: Iterable[Name]) -> None:
+        """Make the file hold these and nothing else of this process's."""
+        try:
+            with self._open() as db:
+                db.execute("DELETE FROM pending WHERE owner = ?", (self._owner,))
+                self._add(db, names)
+            self.behind = False
+        except (OSError, sqlite3.Error) as error:
+            self._failed(error)
+
+    def _add(self, db: sqlite3.Connection, names: Iterable[Name]) -> None:
+        db.executemany(
+            "INSERT OR IGNORE INTO pending (kind, name, owner) VALUES (?, ?, ?)",
+            [(*name, self._owner) for name in names],
+        )
 
     def _open(self) -> sqlite3.Connection:
         if self._db is None:
-            self.loaded = True
             Path(self.path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
             os.close(os.open(self.path, flags, 0o600))
-            db = sqlite3.connect(self.path, check_same_thread=False, timeout=1.0)
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
-            db.execute(
-                "CREATE TABLE IF NOT EXISTS pending"
-                " (kind, name, owner, PRIMARY KEY (kind, name, owner))"
-            )
-            db.commit()
+            # Who calls may be an event loop: it does not wait for other writers.
+            db = sqlite3.connect(self.path, check_same_thread=False, timeout=PATIENCE)
+            try:
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=NORMAL")
+                db.execute(
+                    "CREATE TABLE IF NOT EXISTS pending"
+                    " (kind, name, owner, PRIMARY KEY (kind, name, owner))"
+                )
+                db.commit()
+            except BaseException:
+                db.close()
+                raise
             self._db = db
         return self._db
 
@@ -161,7 +198,8 @@ class Journal:
         self._meter.event("replay_log_errors", error=type(error).__name__)
         self._meter.warn_once(
             "replay log",
-            "the replay log can not be used (%s): pending invalidations die with this process",
+            "the replay log can not be used now (%s): until it can, what is pending would die "
+            "with this process",
             type(error).__name__,
         )
 
@@ -174,3 +212,11 @@ class Journal:
         # Not closed: SQLite's connection is the parent's, and closing would drop its locks.
         self._kept, self._db = self._db, None
         self._owner = os.urandom(8)
+
+
+def _is_name(kind: object, name: object) -> bool:
+    if kind == "event":
+        return isinstance(name, bytes)
+    return (
+        kind in ("key", "tag", "space") and isinstance(name, str) and bool(name or kind == "space")
+    )
