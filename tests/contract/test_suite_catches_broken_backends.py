@@ -123,7 +123,7 @@ CAUGHT: dict[str, list[type]] = {
         broken_buses.FillIsTold,
         broken_buses.EndTellsOfItsOwnBlock,
     ],
-    "test_who_deletes_what_is_not_his_block_is_heard": [broken_buses.EndTellsNothing],
+    "test_who_ends_where_his_block_stands_no_longer_is_heard": [broken_buses.EndTellsNothing],
     "test_a_listener_that_was_stopped_hears_no_more_and_others_do": [
         broken_buses.StopIsIgnored,
         broken_buses.StopEndsAll,
