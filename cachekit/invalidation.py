@@ -199,11 +199,12 @@ class Invalidator:
         try:
             wait = 0.1
             while len(self.pending) and not self._closed.wait(wait):
+                left = len(self.pending)
                 try:
                     self.pending.sync()
                     drive(self.settle(self.runtime.threads, events=True))
                 except BackendError:
-                    wait = min(wait * 2, 1.0)
+                    wait = 0.1 if len(self.pending) < left else min(wait * 2, 1.0)
                 except Exception:  # ours, and a defect: the rest must still be told
                     log.exception("replaying invalidations failed; it is tried again")
                     wait = 1.0

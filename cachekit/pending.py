@@ -48,11 +48,14 @@ class Pending:
         if journal.loaded:
             return False
         left = journal.load()
-        for name in left:
+        self._merge(left or ())
+        journal.loaded = left is not None  # last: who sees it sees the names
+        return bool(left)
+
+    def _merge(self, names: Iterable[Name]) -> None:
+        for name in names:
             self._events += name[0] == "event" and name not in self._names
             self._names.setdefault(name, 0)
-        journal.loaded = True  # last: who sees it sees the names
-        return bool(left)
 
     @property
     def blocking(self) -> bool:
@@ -78,9 +81,15 @@ class Pending:
 
     def sync(self) -> None:
         """Write to the file what it could not take before."""
+        journal = self._journal
+        if journal is None:
+            return
         with self._lock:
-            if self._journal is not None and self._journal.behind:
-                self._journal.rewrite(self._names)
+            self._load(journal)
+            if journal.untaken:
+                self._merge(journal.take_over())
+            if journal.behind:
+                journal.rewrite(self._names)
 
     def take(self) -> dict[Name, int]:
         with self._lock:
@@ -116,6 +125,7 @@ class Journal:
         self.path = os.path.abspath(file)
         self.loaded = False
         self.behind = False  # the file lacks something, or holds something that is done
+        self.untaken = False  # its rows are replayed from here, and still another's
         self._meter = meter
         # What one process has replayed is not yet done for another that added the same later.
         self._owner = os.urandom(8)
@@ -124,18 +134,34 @@ class Journal:
         if os.path.islink(self.path):
             raise ConfigurationError("replay_log is a symbolic link; give the file itself")
 
-    def load(self) -> list[Name]:
-        """What was left there, by the living or the dead: it is replayed from here now."""
+    def load(self) -> list[Name] | None:
+        """What was left there, by the living or the dead: it is replayed from here now. None: the
+        file can not be read yet."""
         if not os.path.exists(self.path):
             return []
         try:
-            db = self._open()
-            with db:
+            found = self._read(self._open())
+        except (OSError, sqlite3.Error) as error:
+            self._failed(error)
+            return None if _is_locked(error) else []
+        self.untaken = True
+        self.take_over()
+        return found
+
+    def take_over(self) -> list[Name]:
+        """Make the rows this process's own; the rows. Tried again where others write just now."""
+        try:
+            with self._open() as db:
                 db.execute("UPDATE OR REPLACE pending SET owner = ?", (self._owner,))
-                rows = db.execute("SELECT kind, name FROM pending").fetchall()
+                found = self._read(db)
         except (OSError, sqlite3.Error) as error:
             self._failed(error)
             return []
+        self.untaken = False
+        return found
+
+    def _read(self, db: sqlite3.Connection) -> list[Name]:
+        rows = db.execute("SELECT kind, name FROM pending").fetchall()
         found = [(kind, name) for kind, name in rows if _is_name(kind, name)]
         if len(found) < len(rows):
             self._failed(ValueError("rows that are none of ours"))
@@ -220,3 +246,8 @@ def _is_name(kind: object, name: object) -> bool:
     return (
         kind in ("key", "tag", "space") and isinstance(name, str) and bool(name or kind == "space")
     )
+
+
+def _is_locked(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -29,6 +29,7 @@ T = TypeVar("T")
 _NAP, _LONGEST_NAP = 0.0005, 0.01
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_OFF_SCHEMA = ("no such", "malformed", "table ", "near ", "unrecognized", "error in")
 _REFUSED = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_TOOBIG,
@@ -138,8 +139,8 @@ class SQLiteFile:
         try:
             try:
                 return self._pool.use(deadline, self._waiting, deadline, step)
-            except sqlite3.DatabaseError as error:
-                if _code(error) not in _DAMAGED:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                if not _is_damage(error):
                     raise
                 return self._pool.use(deadline, self._waiting, deadline, step)
         except Exception as error:
@@ -154,14 +155,12 @@ class SQLiteFile:
                 raise TimeoutError("the deadline passed")
             try:
                 return step(connection)
-            except sqlite3.OperationalError as error:
-                if _code(error) not in _LOCKED:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                if _is_damage(error):
+                    self._set_aside(connection.identity, deadline)
+                if not _is_locked(error):
                     raise
                 nap = self._nap(deadline, nap)
-            except sqlite3.DatabaseError as error:
-                if _code(error) in _DAMAGED:
-                    self._set_aside(connection.identity, deadline)
-                raise
 
     def _nap(self, deadline: Deadline, nap: float) -> float:
         """Sleep a little for a lock; the next nap. SQLite's own waiting (``busy_timeout``) is
@@ -214,9 +213,9 @@ class SQLiteFile:
                 connection = Connection(db, identity)
                 try:
                     return self._prepared(connection, deadline)
-                except sqlite3.DatabaseError as error:
+                except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                     connection.close()
-                    if _code(error) not in _DAMAGED:
+                    if not _is_damage(error):
                         raise
                     self._move(identity)
                 except BaseException:
@@ -248,7 +247,7 @@ class SQLiteFile:
             except sqlite3.OperationalError as error:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
-                if _code(error) not in _LOCKED:
+                if not _is_locked(error):
                     raise
                 nap = self._nap(deadline, nap)
 
@@ -318,3 +317,19 @@ class SQLiteFile:
 def _code(error: sqlite3.Error) -> int:
     """SQLite's primary result code."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _is_locked(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and _code(error) in _LOCKED
+
+
+def _is_damage(error: Exception) -> bool:
+    """The file is not what it was; also where a flipped bit made its schema another one: our
+    statements are fixed, so one that does not fit says so."""
+    if isinstance(error, UnicodeDecodeError):
+        return True
+    if not isinstance(error, sqlite3.Error):
+        return False
+    return _code(error) in _DAMAGED or (
+        _code(error) == sqlite3.SQLITE_ERROR and str(error).startswith(_OFF_SCHEMA)
+    )

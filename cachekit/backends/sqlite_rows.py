@@ -238,7 +238,7 @@ class Rows:
         ).fetchone()
         if found is None or (found[0] is not None and now >= found[0]):
             return None
-        return found
+        return found if _is_label(found[1]) else None
 
     def _set_label(
         self, db: sqlite3.Connection, tag: str, label: bytes, expires: float | None
@@ -288,6 +288,14 @@ class Rows:
         for _ in range(TEND_ROUNDS):
             if _used(db) <= self._max_bytes or not _evict(db):
                 return
+
+
+def _is_label(found: object) -> bool:
+    """Whether it is a nonce or a block, and not what damage or another program left there."""
+    if not isinstance(found, bytes) or len(found) < TOKEN_BYTES:
+        return False
+    ids, rest = divmod(len(found) - len(_TAG_BLOCK), TOKEN_BYTES)
+    return len(found) == TOKEN_BYTES or (found.startswith(_TAG_BLOCK) and ids > 0 and not rest)
 
 
 def _is_block(label: bytes) -> bool:

@@ -24,10 +24,12 @@ from .wire import (
     Login,
     ProtocolViolation,
     Replies,
+    check_width,
     closes,
     new_reader,
     pack,
     remaining,
+    width,
 )
 
 READ_SIZE = 65536
@@ -257,6 +259,8 @@ class BlockingWire:
         try:
             connection.send(packed, until)
             replies = connection.receive(len(commands), until)
+            for command, reply in zip(commands, replies, strict=True):
+                check_width(reply, width(command))
         except BaseException:
             pool.discard(connection)
             raise
@@ -288,7 +292,10 @@ class BlockingWire:
                 i, pool, connection = held[-1]
                 if not isinstance(results[i], Exception):
                     try:
-                        results[i] = connection.receive(len(batches[i][1]), until)
+                        replies = connection.receive(len(batches[i][1]), until)
+                        for command, reply in zip(batches[i][1], replies, strict=True):
+                            check_width(reply, width(command))
+                        results[i] = replies
                     except Exception as error:
                         results[i] = error
                 held.pop()

@@ -25,23 +25,26 @@ from .wire import (
     Login,
     ProtocolViolation,
     Replies,
+    check_width,
     closes,
     new_reader,
     pack,
     remaining,
+    width,
 )
 
 
 class _Exchange:
     """One caller's commands, and the future of their replies."""
 
-    __slots__ = ("count", "future", "link", "packed", "replies", "until")
+    __slots__ = ("count", "future", "link", "packed", "replies", "until", "widths")
 
     def __init__(
         self, commands: Sequence[Command], until: float, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.packed = pack(commands)
         self.count = len(commands)
+        self.widths = [width(command) for command in commands]
         self.until = until
         self.replies = Replies()
         self.future: asyncio.Future[Replies] = loop.create_future()
@@ -229,6 +232,7 @@ class Link(asyncio.Protocol):
                 if not sent:
                     raise ProtocolViolation("the server sent what nobody asked for")
                 exchange = sent[0]
+                check_width(reply, exchange.widths[len(exchange.replies)])
                 exchange.replies.append(reply)
                 if len(exchange.replies) < exchange.count:
                     continue

@@ -170,6 +170,20 @@ def new_reader() -> Any:
     )
 
 
+def width(command: Command) -> int:
+    """How many values answer a command; 0 where any reply will do."""
+    return len(command) - 1 if command[0] == b"MGET" else 0
+
+
+def check_width(reply: Reply, wanted: int) -> None:
+    """Raises ProtocolViolation for a reply of another shape: then the stream of replies is off by
+    some, and the next ones would answer the wrong calls."""
+    if not wanted or (isinstance(reply, list) and len(reply) == wanted):
+        return
+    if not isinstance(reply, ErrorReply):
+        raise ProtocolViolation("the reply has another number of values than were asked for")
+
+
 def closes(replies: Sequence[Reply]) -> bool:
     """Whether the connection that brought these must not be used again."""
     for reply in replies:
