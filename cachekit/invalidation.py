@@ -198,7 +198,7 @@ class Invalidator:
     def _replay(self) -> None:
         try:
             wait = 0.1
-            while len(self.pending) and not self._closed.wait(wait):
+            while self._at_work() and not self._closed.wait(wait):
                 left = len(self.pending)
                 try:
                     self.pending.sync()
@@ -210,8 +210,11 @@ class Invalidator:
                     wait = 1.0
         finally:
             self._replaying.release()
-        if len(self.pending) and not self._closed.is_set():
+        if self._at_work() and not self._closed.is_set():
             self.postpone(())  # it came after the last look and took this thread for at work
+
+    def _at_work(self) -> bool:
+        return len(self.pending) > 0 or self.pending.lagging
 
     def reset_after_fork(self) -> None:
         """The child replays what was pending by itself, at its next call."""
@@ -223,6 +226,7 @@ class Invalidator:
         to let a probe through. Says how many invalidations never reached the far tier."""
         self._closed.set()
         end = self.runtime.clock() + min(timeout, LAST_TRY)
+        self.pending.sync()
         while len(self.pending):
             try:
                 drive(self.settle(self.runtime.threads, events=True))

@@ -91,6 +91,11 @@ class Pending:
             if journal.behind:
                 journal.rewrite(self._names)
 
+    @property
+    def lagging(self) -> bool:
+        """Whether the file is not yet what it should be."""
+        return self._journal is not None and (self._journal.untaken or self._journal.behind)
+
     def take(self) -> dict[Name, int]:
         with self._lock:
             return dict(self._names)
