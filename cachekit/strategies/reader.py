@@ -207,8 +207,10 @@ class Reader(Loader):
     # -- refresh --------------------------------------------------------------------------
 
     async def refresh(self, world: AnyWorld, job: Job) -> Outcome:
-        """Load now, whatever is cached, and fill. Who asks meanwhile joins nothing older."""
+        """Load now, and keep that in place of whatever is cached anywhere: an invalidation of the
+        key, and a load. Who asks meanwhile joins nothing older."""
         flight = self.take_over(world, job.place)
+        self.near.kill([job.place])
         token = led.set((*led.get(), flight))
         try:
             return await self._renew(world, job, flight, keep=False)
@@ -253,6 +255,9 @@ class Reader(Loader):
         tags = job.tags
         try:
             deadline = far.deadline(world)
+            if not keep:
+                # Whatever stands, or is being loaded elsewhere, is older than this call.
+                await far.void(world, [key], deadline)
             if recipe.discovery is not None:
                 tags = (*tags, *await recipe.discovery.recall(world, far, key, deadline, tags))
             found = await self._look(world, far, key, job, tags, deadline)
@@ -262,14 +267,11 @@ class Reader(Loader):
             answer = await far.acquire(
                 world, key, found, tags, lease, keep and found.readable, life, deadline
             )
-            if not keep and answer is SlotState.TOKEN:
-                # Another process's load, which may be older than this call: it must not fill.
-                await far.void(world, [key], deadline)
-                found = found._replace(stamp=b"")
-                answer = await far.acquire(world, key, found, tags, lease, False, life, deadline)
         except BackendError as error:
             if self.strict:
                 return Outcome(error=error)
+            if not keep:
+                self.invalidator.postpone([("key", key)])
             return await self.load_and_fill(world, job, flight, seq, None, local=True)
         if isinstance(answer, Right):
             return await self.load_and_fill(world, job, flight, seq, answer)
