@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .backends.sqlite_gate import gate
 from .errors import ConfigurationError
 from .observe import Meter
 
@@ -136,6 +137,7 @@ class Journal:
         self._owner = os.urandom(8)
         self._db: sqlite3.Connection | None = None
         self._kept: sqlite3.Connection | None = None
+        gate.enlist(self)
         if os.path.islink(self.path):
             raise ConfigurationError("replay_log is a symbolic link; give the file itself")
 
@@ -145,7 +147,8 @@ class Journal:
         if not os.path.exists(self.path):
             return []
         try:
-            found = self._read(self._open())
+            with gate:
+                found = self._read(self._open())
         except (OSError, sqlite3.Error) as error:
             self._failed(error)
             return None if _is_locked(error) else []
@@ -156,7 +159,7 @@ class Journal:
     def take_over(self) -> list[Name]:
         """Make the rows this process's own; the rows. Tried again where others write just now."""
         try:
-            with self._open() as db:
+            with gate, self._open() as db:
                 db.execute("UPDATE OR REPLACE pending SET owner = ?", (self._owner,))
                 found = self._read(db)
         except (OSError, sqlite3.Error) as error:
@@ -178,7 +181,7 @@ class Journal:
         if not added and not gone:
             return
         try:
-            with self._open() as db:
+            with gate, self._open() as db:
                 self._add(db, added)
                 db.executemany(
                     "DELETE FROM pending WHERE kind = ? AND name = ? AND owner = ?",
@@ -191,7 +194,7 @@ class Journal:
     def rewrite(self, names: Iterable[Name]) -> None:
         """Make the file hold these and nothing else of this process's."""
         try:
-            with self._open() as db:
+            with gate, self._open() as db:
                 db.execute("DELETE FROM pending WHERE owner = ?", (self._owner,))
                 self._add(db, names)
             self.behind = False
@@ -205,6 +208,8 @@ class Journal:
         )
 
     def _open(self) -> sqlite3.Connection:
+        if gate.cut:
+            raise OSError("the file was in use when this process was forked")
         if self._db is None:
             Path(self.path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
@@ -235,12 +240,16 @@ class Journal:
         )
 
     def close(self) -> None:
+        with gate:
+            self.close_idle()
+
+    def close_idle(self) -> None:
         db, self._db = self._db, None
         if db is not None:
             db.close()
 
     def reset_after_fork(self) -> None:
-        # Not closed: SQLite's connection is the parent's, and closing would drop its locks.
+        # Closed before the fork, unless it was in use then: closing it here would not do.
         self._kept, self._db = self._db, None
         self._owner = os.urandom(8)
 

@@ -72,6 +72,14 @@ class Pool(Generic[C]):
         self._give(connection, turn)
         return answer
 
+    def close_idle(self) -> None:
+        """Close the connections that are not in use; the next call opens one anew."""
+        with self._free:
+            idle, self._idle = self._idle, []
+            self._open -= len(idle)
+        for connection in idle:
+            self._close(connection)
+
     def close(self) -> None:
         """Close the idle connections now and those in use when they come back.
 

@@ -17,6 +17,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from ..core.deadline import Deadline
 from ..errors import BackendError, BackendRefused, BackendTimeout, BackendUnavailable
 from .pool import Pool
+from .sqlite_gate import gate
 
 try:
     import fcntl
@@ -94,9 +95,11 @@ class SQLiteFile:
             # SQLite forbids even closing a parent's connection in the child.
             abandon=_inherited.append,
         )
+        gate.enlist(self._pool)
 
     def close(self) -> None:
-        self._pool.close()
+        with gate:
+            self._pool.close()
 
     def look(
         self,
@@ -137,12 +140,15 @@ class SQLiteFile:
 
     def _run(self, operation: str, deadline: Deadline, step: Callable[[Connection], T]) -> T:
         try:
-            try:
-                return self._pool.use(deadline, self._waiting, deadline, step)
-            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-                if not _is_damage(error):
-                    raise
-                return self._pool.use(deadline, self._waiting, deadline, step)
+            if gate.cut:
+                raise FileRefused("was in use when this process was forked; open it in a new one")
+            with gate:
+                try:
+                    return self._pool.use(deadline, self._waiting, deadline, step)
+                except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                    if not _is_damage(error):
+                        raise
+                    return self._pool.use(deadline, self._waiting, deadline, step)
         except Exception as error:
             raise self._translated(error, operation) from error
 
