@@ -74,6 +74,7 @@ class Direct:
             kept = await self._put(world, place, value, span, labels, flight)
             return kept
         except CodecError:
+            parts.meter.event("refused_values", function=self.recipe.name)
             # The old value is outdated all the same.
             await parts.invalidator.invalidate(world, [place])
             raise

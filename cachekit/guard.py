@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from .core.breaker import Breaker
+from .core.breaker import Breaker, BreakerState
 from .core.deadline import Deadline
 from .errors import BackendError, BackendRefused, BackendUnavailable
 from .observe import Meter
@@ -70,6 +70,18 @@ class Guard:
             self.backend.name,
         )
 
+    def _settle(self, operation: str, started: float, how: str) -> None:
+        """What an error means: the breaker's verdict, the counts, the time it took."""
+        breaker, was = self.breaker, self.breaker.opened
+        if how == "failed":
+            breaker.failure()
+        else:
+            breaker.success()
+        self.meter.event("backend_errors", operation=operation)
+        self.meter.time(f"{operation} failed", self.runtime.clock() - started)
+        if breaker.opened > was:
+            self.meter.event("breaker_opened")
+
     async def _use(
         self,
         world: AnyWorld,
@@ -89,16 +101,13 @@ class Guard:
         try:
             result = await call(self.store(world))
         except BackendRefused:
-            breaker.success()  # it answered
-            self.meter.event("backend_errors", operation=operation)
+            self._settle(operation, started, "answered")
             raise
         except BackendError:
-            breaker.failure()
-            self.meter.event("backend_errors", operation=operation)
+            self._settle(operation, started, "failed")
             raise
         except Exception as error:
-            breaker.failure()
-            self.meter.event("backend_errors", operation=operation)
+            self._settle(operation, started, "failed")
             raise BackendError(
                 f"{self.backend.name}: {operation} failed with {type(error).__name__}",
                 backend=self.backend.name,
@@ -107,6 +116,8 @@ class Guard:
         except BaseException:
             breaker.abandon()
             raise
+        if breaker.state is not BreakerState.CLOSED:
+            self.meter.event("breaker_closed")
         breaker.success()
         self.meter.time(operation, self.runtime.clock() - started)
         return result

@@ -52,10 +52,11 @@ class Packer:
     """Makes entries of values and judges entries that were read. A value above ``max_value``
     encoded bytes is refused."""
 
-    def __init__(self, runtime: Runtime, meter: Meter, max_value: int) -> None:
+    def __init__(self, runtime: Runtime, meter: Meter, max_value: int, namespace: str) -> None:
         self.runtime = runtime
         self.meter = meter
         self.max_value = max_value
+        self._namespace = namespace.encode("utf-8", "surrogatepass")
 
     def pack(
         self,
@@ -81,7 +82,7 @@ class Packer:
             cost=min(int(cost * 1e6), 0xFFFFFFFF),
         )
         name = physical(key)
-        payload = codec.encode(value, _context(codec, header, name))
+        payload = codec.encode(value, self._context(codec, header, name))
         if len(payload) > self.max_value:
             raise CodecError(f"value of {len(payload)} bytes is above max_value={self.max_value}")
         return wire.pack(header._replace(payload=payload), name)
@@ -118,7 +119,7 @@ class Packer:
         if kept <= 0:
             return miss
         try:
-            value = codec.decode(entry.payload, _context(codec, entry, name))
+            value = codec.decode(entry.payload, self._context(codec, entry, name))
         except CodecError:
             self.meter.event("unreadable", key=name)
             return miss
@@ -131,7 +132,8 @@ class Packer:
             verdict, state, stamp, value, fresh, kept, tags, space, nonces, row=entry.row_version
         )
 
-
-def _context(codec: Codec, entry: wire.Envelope, name: str) -> bytes:
-    """What a signing codec authenticates beside the payload; nothing for one that does not."""
-    return wire.context(entry, name) if getattr(codec, "signs", True) else b""
+    def _context(self, codec: Codec, entry: wire.Envelope, name: str) -> bytes:
+        """What a signing codec authenticates beside the payload; nothing for one that does not."""
+        if not getattr(codec, "signs", True):
+            return b""
+        return wire.context(entry, name) + b"\0" + self._namespace

@@ -6,9 +6,9 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
+from .backends.files import make_private_file, make_private_folder
 from .backends.sqlite_gate import gate
 from .errors import ConfigurationError
 from .observe import Meter
@@ -211,9 +211,8 @@ class Journal:
         if gate.cut:
             raise OSError("the file was in use when this process was forked")
         if self._db is None:
-            Path(self.path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-            os.close(os.open(self.path, flags, 0o600))
+            make_private_folder(self.path)
+            make_private_file(self.path)
             # Who calls may be an event loop: it does not wait for other writers.
             db = sqlite3.connect(self.path, check_same_thread=False, timeout=PATIENCE)
             try:

@@ -267,12 +267,19 @@ class Runtime:
         world = self._loops.get(loop)
         if world is None:
             with self._lock:
+                self._let_go()
                 world = self._loops.setdefault(loop, AsyncioWorld(self, loop))
         return world
 
     def worlds(self) -> list[AnyWorld]:
         with self._lock:
+            self._let_go()
             return [self.threads, *self._loops.values()]
+
+    def _let_go(self) -> None:
+        # What was opened in a loop refers to it: one that ended must be let go by hand.
+        for ended in [loop for loop in self._loops if loop.is_closed()]:
+            del self._loops[ended]
 
     def pool(self) -> ThreadPoolExecutor:
         pool = self._pool
@@ -363,21 +370,31 @@ class Ticker:
         self._running = True
         self.now = self._runtime.clock()
         try:
-            threading.Thread(target=self._turn, name="cachekit-ticker", daemon=True).start()
+            threading.Thread(
+                target=_turn,
+                args=(weakref.ref(self), self._stop, self._runtime.clock),
+                name="cachekit-ticker",
+                daemon=True,
+            ).start()
         except RuntimeError:  # interpreter shutdown
             self._reset()
 
     def stop(self) -> None:
         self._stop.set()
 
-    def _turn(self) -> None:
-        stop, clock = self._stop, self._runtime.clock
-        while not stop.wait(self.PERIOD):
-            self.now = clock()
-        if stop is self._stop:
-            self._reset()
-
     def _reset(self) -> None:
         self.now = float("inf")
         self._stop = threading.Event()
         self._running = False
+
+
+def _turn(ticker: weakref.ref[Ticker], stop: threading.Event, clock: Callable[[], float]) -> None:
+    """The ticker's thread, which does not keep it."""
+    while not stop.wait(Ticker.PERIOD):
+        held = ticker()
+        if held is None:
+            return
+        held.now = clock()
+    held = ticker()
+    if held is not None and stop is held._stop:
+        held._reset()

@@ -41,9 +41,10 @@ class Far(Guard):
         timeout: float,
         breaker: Breaker,
         max_value: int = 64 * 1024 * 1024,
+        namespace: str = "",
     ) -> None:
         super().__init__(backend, runtime, meter, timeout=timeout, breaker=breaker)
-        self.packer = Packer(runtime, meter, max_value)
+        self.packer = Packer(runtime, meter, max_value, namespace)
         self._seen: dict[tuple[str, bool], float] = {}
 
     # -- reading --------------------------------------------------------------------------

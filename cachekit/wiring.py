@@ -108,6 +108,7 @@ def build(settings: Settings, runtime: Runtime | None = None) -> Parts:
             timeout=settings.timeout,
             breaker=Breaker(runtime.clock, settings.breaker_failures, settings.breaker_reset),
             max_value=settings.max_value,
+            namespace=settings.namespace,
         )
     invalidator = Invalidator(
         runtime,

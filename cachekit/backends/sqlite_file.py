@@ -11,11 +11,11 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from ..core.deadline import Deadline
 from ..errors import BackendError, BackendRefused, BackendTimeout, BackendUnavailable
+from .files import make_private_file, make_private_folder
 from .pool import Pool
 from .sqlite_gate import gate
 
@@ -209,7 +209,7 @@ class SQLiteFile:
         return found.st_dev, found.st_ino
 
     def _connect(self, deadline: Deadline) -> Connection:
-        self._make_folder()
+        make_private_folder(self.path)
         for _ in range(2):
             with self._alone(deadline):
                 identity = self._make_file()
@@ -266,21 +266,11 @@ class SQLiteFile:
         named = db.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (self._newest,))
         return named.fetchone() is not None
 
-    def _make_folder(self) -> None:
-        folder = Path(self.path).parent
-        for part in reversed((folder, *folder.parents)):  # makedirs gives its mode to the last
-            if not part.exists():
-                part.mkdir(mode=0o700, exist_ok=True)
-
     def _make_file(self) -> Identity:
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         if os.path.islink(self.path):
             raise FileRefused("is a symbolic link; give the path of the file itself")
-        descriptor = os.open(self.path, flags, 0o600)
-        try:
-            found = os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
+        make_private_folder(self.path)
+        found = make_private_file(self.path)
         return found.st_dev, found.st_ino
 
     # -- damage

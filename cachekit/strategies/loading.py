@@ -60,7 +60,11 @@ class Loader:
         try:
             if mine and closes_circle(flight):
                 return await self.load(world, job)
-            if not await world.join(flight, job.recipe.policy.load_timeout):
+            self.meter.count("waits")
+            started = self.runtime.clock()
+            landed = await world.join(flight, job.recipe.policy.load_timeout)
+            self.meter.time("wait", self.runtime.clock() - started)
+            if not landed:
                 return Outcome(error=self.too_slow(job))
         finally:
             for own in mine:

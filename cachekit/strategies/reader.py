@@ -43,13 +43,14 @@ class Reader(Loader):
             self._refresh_behind(world, job)
             return Outcome(value)
         for _ in range(TRIES):
+            seen = None
             if not self.filler.coherence.shares:
-                alone = await self._alone(world, job)
+                alone, seen = await self._alone(world, job)
                 if alone is not None:
                     return alone
             flight, leads = world.flights.board(job.place.ident)
             if leads:
-                return await self._lead(world, job, flight)
+                return await self._lead(world, job, flight, seen)
             outcome = None
             if flight.behind:
                 stale = entry if verdict is Verdict.STALE else None
@@ -59,23 +60,23 @@ class Reader(Loader):
                 return outcome
         return await self.load(world, job)
 
-    async def _alone(self, world: AnyWorld, job: Job) -> Outcome | None:
-        """A look at the far tier that is shared with nobody; None where there is nothing to serve,
-        or it is away."""
+    async def _alone(self, world: AnyWorld, job: Job) -> tuple[Outcome | None, Found | None]:
+        """A look at the far tier that is shared with nobody: the outcome, None where there is
+        nothing to serve; and what was seen, None where it is away."""
         far, key = self.far, job.place.text
         if far is None or key is None:
-            return None
+            return None, None
         try:
             found = await self._look(world, far, key, job, job.tags, far.deadline(world))
         except BackendError as error:
-            return Outcome(error=error) if self.strict else None
+            return (Outcome(error=error) if self.strict else None), None
         if not found.readable:
-            return None
+            return None, found
         self.meter.count("far_hits")
         if found.verdict is Verdict.STALE:
             job.recipe.tally.stale += 1
             self._refresh_behind(world, job)
-        return Outcome(found.value)
+        return Outcome(found.value), found
 
     async def _meanwhile(self, world: AnyWorld, job: Job, stale: Entry | None) -> Outcome | None:
         """What is served while a refresh of the key runs: the far tier's value, or where that is
@@ -104,11 +105,11 @@ class Reader(Loader):
         (found,) = await far.read(world, [key], [tags], job.recipe.codec, deadline)
         return found
 
-    async def _lead(self, world: AnyWorld, job: Job, flight: Flight) -> Outcome:
+    async def _lead(self, world: AnyWorld, job: Job, flight: Flight, seen: Found | None) -> Outcome:
         token = led.set((*led.get(), flight))
         outcome: Outcome | None = None
         try:
-            outcome = await self._obtain(world, job, flight)
+            outcome = await self._obtain(world, job, flight, seen)
             return outcome
         finally:
             led.reset(token)
@@ -117,7 +118,9 @@ class Reader(Loader):
                 # Cancelled, or the fill was refused: whoever waits starts anew.
                 flight.hand_on()
 
-    async def _obtain(self, world: AnyWorld, job: Job, flight: Flight) -> Outcome:
+    async def _obtain(
+        self, world: AnyWorld, job: Job, flight: Flight, seen: Found | None
+    ) -> Outcome:
         # Another flight may have landed between the look and the boarding.
         verdict, entry = self.near.find(job.place)
         if entry is not None and verdict is Verdict.FRESH:
@@ -134,7 +137,7 @@ class Reader(Loader):
         # The far entry may carry tags that this job does not know: any tag detaches it.
         flight.loading = not self.filler.coherence.shares
         try:
-            found, right = await self._ask(world, far, key, job)
+            found, right = await self._ask(world, far, key, job, seen)
         except BackendError as error:
             if self.strict:
                 flight.land(error=error)
@@ -174,9 +177,10 @@ class Reader(Loader):
         return Outcome(found.value)
 
     async def _ask(
-        self, world: AnyWorld, far: Far, key: str, job: Job
+        self, world: AnyWorld, far: Far, key: str, job: Job, seen: Found | None
     ) -> tuple[Found | None, Right | None]:
-        """Read the far tier; on a miss get the right to load and fill, or wait for who has it.
+        """Read the far tier, unless it was ``seen`` just now; on a miss get the right to load and
+        fill, or wait for who has it.
 
         Gives what was found, or the right, or neither: to load without the right to fill."""
         recipe, policy, tags = job.recipe, job.recipe.policy, job.tags
@@ -184,7 +188,8 @@ class Reader(Loader):
         give_up = self.runtime.clock() + policy.wait
         pause = POLL_FIRST
         while True:
-            found = await self._look(world, far, key, job, tags, deadline)
+            found = seen or await self._look(world, far, key, job, tags, deadline)
+            seen = None
             if found.readable:
                 return found, None
             if recipe.discovery is not None and tags is job.tags:
@@ -200,7 +205,11 @@ class Reader(Loader):
                 return None, None
             if answer in (SlotState.TOKEN, SlotState.NOTHING):
                 # Another process loads: poll with growing, jittered pauses.
-                await world.sleep(pause * (0.5 + self.runtime.uniform()))
+                nap = pause * (0.5 + self.runtime.uniform())
+                if pause == POLL_FIRST:
+                    self.meter.count("waits")
+                await world.sleep(nap)
+                self.meter.time("wait", nap)
                 pause = min(pause * 1.6, POLL_MOST)
             deadline = far.deadline(world)
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from oracle import Demand
+from oracle import Demand, Read
 from world import step, wait
 
 from cachekit import CacheAside, ReadThrough, RefreshAhead, WriteAround, WriteThrough
@@ -96,7 +96,7 @@ class Save:
         # A block that was never put guards nothing that lands late; what landed before the call
         # ended is owed all the same.
         elif (self.end == "unknown" and (self.stands() or not (late or self.told))) or (
-            self.end == "crashed" and self.kind != "aside" and self.stands()
+            self.end == "crashed" and self.kind in ("around", "intent") and self.stands()
         ):
             demand = Demand(
                 f"{self.kind} by {self.process.name} landed{' late' if late else ''}, "
@@ -179,6 +179,7 @@ async def read(play: Any, process: Any, world: Any, how: str, ids: list[str]) ->
     keys = [play.source.key(id) for id in ids]
     strategy = process.strategy(play.reader, play.tagging, play.grace)
     began = oracle.begin(process, actor, keys)
+    before = play.registers[keys[0]].version
     answers: dict[str, Any] = {}
     try:
         if how == "get":
@@ -214,9 +215,30 @@ async def read(play: Any, process: Any, world: Any, how: str, ids: list[str]) ->
                 check_error(play, process, actor, error)
     finally:
         oracle.end(began)
+    judge(play, began, answers)
+    if how == "refresh":
+        refreshed(play, began, keys[0], before, answers)
+
+
+def judge(play: Any, began: Read, answers: dict[str, Any]) -> None:
+    actor = began.actor
     for key, value in answers.items():
         if not isinstance(value, Exception):
-            oracle.check(began, key, value, lambda demand: play.excuses(demand, began, actor))
+            play.oracle.check(began, key, value, lambda demand: play.excuses(demand, began, actor))
+
+
+def refreshed(play: Any, began: Read, key: str, before: int, answers: dict[str, Any]) -> None:
+    """A forced refresh is an invalidation and a load: nothing older than it is read after it."""
+    process = began.process
+    if key in answers and not isinstance(answers[key], Exception):
+        demand = Demand(
+            f"refresh by {process.name} returned",
+            before,
+            process=process,
+            owed=process if process.owes() else None,
+            since=began.began,
+        )
+        play.oracle.demand(key, demand)
 
 
 # -- writes ------------------------------------------------------------------------------
@@ -242,19 +264,23 @@ async def save(play: Any, process: Any, world: Any, how: str, ids: list[str]) ->
         this.finish("unknown" if isinstance(answer, TimeoutError) else "refused")
         return
     this.finish("done", pending=answer.pending)
-    if play.drops and play.tagging == "declared":
-        for key, version in this.before.items():
-            play.oracle.demand(
-                key,
-                Demand(
-                    f"{this.kind} by {process.name} dropped tag all",
-                    version,
-                    process=process,
-                    tag="all",
-                    owed=process if answer.pending else None,
-                    since=this.began,
-                ),
-            )
+    dropped(play, this, answer.pending)
+
+
+def dropped(play: Any, this: Save, pending: bool) -> None:
+    """The tag that the writes of this schedule make outdated."""
+    if not (play.drops and play.tagging == "declared"):
+        return
+    for key, version in this.before.items():
+        demand = Demand(
+            f"{this.kind} by {this.process.name} dropped tag all",
+            version,
+            process=this.process,
+            tag="all",
+            owed=this.process if pending else None,
+            since=this.began,
+        )
+        play.oracle.demand(key, demand)
 
 
 async def bare(play: Any, process: Any, world: Any, how: str, ids: list[str]) -> None:
@@ -344,7 +370,9 @@ async def invalidate(play: Any, process: Any, world: Any, how: str, ids: list[st
         oracle.demand(key, demand)
 
 
-PLAYS: list[tuple[int, Callable[..., Any], str, int]] = [
+Plays = list[tuple[int, Callable[..., Any], str, int]]
+
+PLAYS: Plays = [
     (30, read, "get", 1),
     (10, read, "get_many", 2),
     (6, read, "peek", 2),

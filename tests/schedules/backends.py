@@ -85,7 +85,9 @@ class Gate:
         scheduler, faults = self.scheduler, self.faults
         if faults.over:
             raise BackendUnavailable("the schedule is over", backend="over", operation=name)
-        await step(f"{name} {','.join([*keys, *tags])}")
+        alone = scheduler.alone
+        if not alone:
+            await step(f"{name} {','.join([*keys, *tags])}")
         actor = scheduler.current
         if faults.away:
             self._failed(actor, name, "away")
@@ -96,18 +98,15 @@ class Gate:
             raise BackendTimeout("request lost", backend="lost", operation=name)
         if self.note is not None:
             self.note(keys, tags)
-        real = [
-            Deadline(BUDGET, time.monotonic)
-            if isinstance(arg, Deadline) and not arg.passed()
-            else arg
-            for arg in args
-        ]
+        *given, deadline = args
+        if not deadline.passed():
+            deadline = Deadline(BUDGET, time.monotonic)
         try:
-            answer = await verb(*real, **options)
+            answer = await verb(*given, deadline, **options)
         except BackendError:
             self._failed(actor, name, "refused or late")
             raise
-        if faults.over:
+        if faults.over or alone:
             return answer
         await step(f"{name} done")
         if draw < faults.lost:
@@ -133,7 +132,8 @@ class SteppedSlots:
     async def read(self, keys: Any, tags: Any, deadline: Any) -> Reading:
         # Keys and tags may lie on several nodes: either may be read first.
         through, read = self.gate.through, self.inner.read
-        order = self.gate.scheduler.rng.random() if keys and tags else 1.0
+        scheduler = self.gate.scheduler
+        order = scheduler.rng.random() if keys and tags and not scheduler.alone else 1.0
         if order > 0.5:
             reading = await through("read", read, (keys, tags, deadline), keys, tags)
         elif order > 0.25:

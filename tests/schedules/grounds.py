@@ -19,6 +19,7 @@ from cachekit.core.deadline import Deadline
 from cachekit.testing.servers import MemcachedServer, RedisServer
 
 NAMESPACE = "s"
+LOOKS = 0.004  # seconds between two looks of SQLite's bus: each demand waits for one
 
 
 class Thing(NamedTuple):
@@ -34,6 +35,7 @@ class Ground:
 
     name = ""
     timed = False
+    trust = False  # what a server remembers from before its restart counts
 
     def __init__(self, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self.clock = clock
@@ -54,6 +56,13 @@ class Ground:
         """Everything is gone at once, as after a restart."""
         for thing in self.things():
             thing.take()
+
+    def snapshot(self) -> None:
+        """Have the server remember what it holds now, if it can."""
+
+    def restart(self) -> None:
+        """Kill the server with -9 and start it with what it remembers."""
+        raise NotImplementedError
 
     def reset(self) -> None:
         """Forget the last schedule."""
@@ -114,8 +123,12 @@ class SQLite(Ground):
 
     def backend(self) -> Any:
         from cachekit.backends.sqlite import SQLiteBackend
+        from cachekit.backends.sqlite_bus import SQLiteBus
 
-        return SQLiteBackend(f"sqlite:///{self._folder}/cache.db", namespace=NAMESPACE)
+        made = SQLiteBackend(f"sqlite:///{self._folder}/cache.db", namespace=NAMESPACE)
+        assert isinstance(made.bus, SQLiteBus)
+        made.bus._interval = LOOKS
+        return made
 
     def adjust(self, store: Any) -> None:
         self._driver = store._driver
@@ -170,7 +183,9 @@ class Redis(Ground):
     def backend(self) -> Any:
         from cachekit.backends.redis import RedisBackend
 
-        return RedisBackend(self._server.url, namespace=NAMESPACE, partitions=2)
+        return RedisBackend(
+            self._server.url, namespace=NAMESPACE, partitions=2, trust_restart=self.trust or None
+        )
 
     def things(self) -> list[Thing]:
         names = sorted(n for n in self._client.keys("*") if not n.endswith(b":partitions"))
@@ -186,6 +201,18 @@ class Redis(Ground):
 
     def flush(self) -> None:
         self._client.flushall()
+
+    def snapshot(self) -> None:
+        self._client.save()
+
+    def restart(self) -> None:
+        self._server.kill()
+        self._client.connection_pool.disconnect()
+        self._server.start()
+
+    def reset(self) -> None:
+        self.flush()
+        (self._server.folder / "dump.rdb").unlink(missing_ok=True)
 
     def close(self) -> None:
         self._client.close()
@@ -236,6 +263,11 @@ class Memcached(Ground):
             for name in names
             if name in found
         ]
+
+    def restart(self) -> None:
+        self._server.kill()
+        self._client.close()
+        self._server.start()
 
     def reset(self) -> None:
         self._client.delete_many(list(self.used), noreply=False)

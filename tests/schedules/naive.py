@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 from backends import SteppedSlots
@@ -15,12 +16,16 @@ from backends import SteppedSlots
 from cachekit.coherence import Coherence
 from cachekit.core.flights import Flight
 from cachekit.core.near import Near
+from cachekit.core.policy import Span
 from cachekit.direct import Direct
 from cachekit.errors import BackendError
 from cachekit.invalidation import Invalidator
 from cachekit.packing import Right
 from cachekit.strategies.filling import Filler
+from cachekit.strategies.loading import Loader
+from cachekit.strategies.reader import Reader
 from cachekit.strategies.writer import Writer
+from cachekit.tiers import Far
 
 
 @contextmanager
@@ -195,6 +200,47 @@ def nothing_is_owed() -> Iterator[None]:
 
 
 @contextmanager
+def refreshes_leave_older_loads() -> Iterator[None]:
+    """A forced refresh loads beside another's load, and leaves it the right to fill."""
+    refresh, void = Reader.refresh, Far.void
+    refreshing: ContextVar[bool] = ContextVar("refreshing", default=False)
+
+    async def polite(self: Any, world: Any, job: Any) -> Any:
+        token = refreshing.set(True)
+        try:
+            return await refresh(self, world, job)
+        finally:
+            refreshing.reset(token)
+
+    async def unless_refreshing(self: Any, *given: Any) -> None:
+        if not refreshing.get():
+            await void(self, *given)
+
+    with replaced(Reader, "refresh", polite), replaced(Far, "void", unless_refreshing):
+        yield
+
+
+@contextmanager
+def loads_forget_how_they_began() -> Iterator[None]:
+    """A load is kept if no block stands at its end, whatever stood when it began."""
+    with replaced(Loader, "guard", lambda self, flight, job: None):
+        yield
+
+
+@contextmanager
+def grace_beyond_the_bound() -> Iterator[None]:
+    """A near copy that is trusted for a bound is served in grace when that is over."""
+    span = Coherence.span
+
+    def kind(self: Any, it: Any, grace: float, asked: float, told: bool = True) -> Any:
+        found = span(self, it, grace, asked, told)
+        return found if found is None else Span(found.fresh, found.fresh + grace)
+
+    with replaced(Coherence, "span", kind):
+        yield
+
+
+@contextmanager
 def nothing() -> Iterator[None]:
     yield
 
@@ -202,11 +248,23 @@ def nothing() -> Iterator[None]:
 TAGGED = {"tagging": "declared", "plays": ("tell tag",), "rate": 0.0}
 WRITTEN = {"tagging": "declared", "plays": ("tell tag", "put"), "rate": 0.0}
 EVICTED = {"tagging": "declared", "plays": ("tell tag",), "faults": ("evict",), "rate": 0.1}
-LOADED = {"tagging": "none", "plays": ("tell key",), "rate": 0.0}
+LOADED = {"tagging": "none", "plays": ("tell key",), "rate": 0.0, "keys": 1}
 
 TOUCHED = {"plays": ("touch", "tell key", "tell tag"), "rate": 0.0}
 AWAY = {"plays": ("put", "tell key"), "faults": ("away",), "rate": 0.1}
-CANCELLED = {"plays": ("put",), "faults": ("cancel", "away"), "rate": 0.05}
+CANCELLED = {"plays": ("put",), "faults": ("cancel", "away"), "rate": 0.1, "keys": 1}
+
+REFRESHED = {"tagging": "none", "plays": ("refresh", "call refresh", "bare"), "rate": 0.0}
+BEYOND = {"plays": ("tell key",), "faults": ("away", "time"), "rate": 0.15, "grace": True}
+LATE = {
+    "tagging": "none",
+    "plays": ("put",),
+    "faults": ("time",),
+    "rate": 0.15,
+    "keys": 1,
+    "silent": 0.5,
+}
+OLDER = {"tagging": "none", "plays": ("key", "tell key"), "rate": 0.0, "trust": True}
 
 # name -> (backend whose schedules shall see it, slots, what is replaced in the code, where to look)
 NAIVE: dict[str, tuple[str, type[SteppedSlots], Any, dict[str, Any]]] = {
@@ -220,5 +278,9 @@ NAIVE: dict[str, tuple[str, type[SteppedSlots], Any, dict[str, Any]]] = {
     "touch trusts its first read": ("far", Plain, touch_trusts_its_first_read, TOUCHED),
     "unseen loads are kept": ("push", Plain, unseen_loads_are_kept, AWAY),
     "nothing is owed": ("far", Plain, nothing_is_owed, CANCELLED),
+    "refreshes leave older loads": ("far", Plain, refreshes_leave_older_loads, REFRESHED),
+    "loads forget how they began": ("embedded", Plain, loads_forget_how_they_began, LATE),
+    "grace beyond the bound": ("bound", Plain, grace_beyond_the_bound, BEYOND),
+    "run ids ignored": ("redis restarts", Plain, nothing, OLDER),
     "flights survive": ("embedded", Plain, flights_survive_invalidation, {}),
 }

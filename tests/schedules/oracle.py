@@ -93,12 +93,18 @@ class Read:
 
 class Oracle:
     """``tags_of(key, value)``: the tags an entry of it may carry. ``bound``: seconds for which
-    near copies of other processes may lag behind. Not locked."""
+    near copies of other processes may lag behind. ``heard`` returns when all processes have
+    heard of what was invalidated by now. Not locked."""
 
     def __init__(
-        self, clock: Callable[[], float], bound: float, tags_of: Callable[[str, Any], Any]
+        self,
+        clock: Callable[[], float],
+        bound: float,
+        tags_of: Callable[[str, Any], Any],
+        heard: Callable[[], None] = lambda: None,
     ) -> None:
         self.clock = clock
+        self.heard = heard
         self.bound = bound
         self.tags_of = tags_of
         self.tick = 0
@@ -115,7 +121,7 @@ class Oracle:
         return self.tick
 
     def demand(self, key: str, demand: Demand) -> None:
-        demand.at = self.clock() + self.bound
+        self._from_now(demand)
         demand.since = demand.since or self.next()
         self.demands[key].append(demand)
 
@@ -136,15 +142,19 @@ class Oracle:
             demand.after &= self.reading
             if demand.after:
                 return False
-            demand.at = self.clock() + self.bound
+            self._from_now(demand)
         if demand.process is process:
             return True
         if demand.owed is not None:
             if demand.owed.owes():
                 return False
             demand.owed = None
-            demand.at = self.clock() + self.bound
+            self._from_now(demand)
         return self.clock() >= demand.at
+
+    def _from_now(self, demand: Demand) -> None:
+        self.heard()
+        demand.at = self.clock() + self.bound
 
     def end(self, read: Read) -> None:
         self.reading.discard(read)

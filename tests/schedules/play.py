@@ -7,16 +7,13 @@ import random
 from typing import Any
 
 import actors
+import decorated
 from oracle import Demand, Oracle, Read, Register
 from world import Actor, Stuck
 
 MOST_STEPS = 20_000
-ALL = len(actors.PLAYS)
+PLAYS = [*actors.PLAYS, *decorated.PLAYS]
 FAULTS = ("time", "time", "cancel", "cancel", "crash", "evict", "evict", "away", "flush")
-
-
-def discover(value: Any) -> list[str]:
-    return [] if value is None else [f"d:{value[1]}"]
 
 
 class Play:
@@ -28,18 +25,18 @@ class Play:
         self.rng = rng = random.Random(seed)
         self.scheduler = stand.scheduler
         self.scheduler.rng = rng
-        self.scheduler.trace, self.scheduler.steps = [], 0
+        self.scheduler.trace, self.scheduler.steps, self.scheduler.calm = [], 0, False
         self.scheduler.on_end = self.ended
         self.counts = stand.counts
-        self.oracle = Oracle(self.scheduler.clock, stand.bound, self.tags_of)
+        self.oracle = Oracle(self.scheduler.clock, stand.bound, self.tags_of, stand.heard_by_all)
         self.source = actors.Source(self)
         self.tagging = rng.choice(("none", "declared", "declared", "discovered"))
         self.tagging = stand.bias.get("tagging", self.tagging)
         self.drops = self.tagging == "declared" and rng.random() < 0.3
-        self.grace = rng.random() < 0.5
+        self.grace = stand.bias.get("grace", rng.random() < 0.5)
         self.reader = rng.choice(actors.READERS)
         self.number = 0
-        self.ids = [f"{seed}.{i}" for i in range(rng.choice((1, 1, 2)))]
+        self.ids = [f"{seed}.{i}" for i in range(stand.bias.get("keys", rng.choice((1, 1, 2))))]
         self.registers = {}
         for id in self.ids:
             key = self.source.key(id)
@@ -51,17 +48,23 @@ class Play:
         faulty = rng.random() < 0.6
         self.load_fails = 0.05 if faulty else 0.0
         self.write_refused = 0.1 if faulty else 0.0
-        self.write_silent = 0.2 if faulty else 0.0
+        self.write_silent = stand.bias.get("silent", 0.2 if faulty else 0.0)
         self.lost = rng.choice((0.0, 0.03, 0.1)) if faulty else 0.0
         self.fault_rate = rng.choice((0.01, 0.03, 0.1)) if faulty else 0.0
         # Swarm testing: fewer kinds of plays at once meet each other more often.
         wanted = stand.bias.get("plays")
         if wanted is None:
-            wanted = {p[2] for p in rng.sample(actors.PLAYS, rng.choice((3, 5, ALL, ALL)))}
-        self.plays = [p for p in actors.PLAYS if p[2] in wanted or p[2] == "get"]
+            many = rng.choice((3, 5, 8, len(PLAYS)))
+            wanted = {p[2] for p in rng.sample(PLAYS, many)}
+        self.plays = [p for p in PLAYS if p[2] in wanted or p[2] == "get"]
         self.fault_rate = stand.bias.get("rate", self.fault_rate)
         self.sticky = rng.choice((0.0, 0.5, 0.8))
-        self.restart = stand.ground.name != "embedded"
+        self.mortal = stand.ground.name != "embedded"
+        # One server restart with older memory: when it is remembered, and when it comes.
+        self.outages: list[tuple[int, str]] = []
+        if stand.bias.get("restarts"):
+            first = rng.randrange(5, 60)
+            self.outages = [(first, "snapshot"), (first + rng.randrange(3, 90), "restart")]
 
     # -- names and values
 
@@ -73,24 +76,24 @@ class Play:
         if self.tagging == "declared":
             return ["all", f"g:{id}"]
         if self.tagging == "discovered":
-            return [f"d:{id}.0", f"d:{id}.1"] if value is None else discover(value)
+            return [f"d:{id}.0", f"d:{id}.1"] if value is None else decorated.discover(value)
         return []
 
     def tags_of(self, key: str, value: Any) -> list[str]:
         if self.tagging == "discovered":
-            return discover(value)
+            return decorated.discover(value)
         return self.tags(key[3:-1])
 
     def excuses(self, demand: Demand, read: Read, actor: Actor) -> bool:
         """A process that could not ask the far tier knows its own invalidations only: it may keep
-        what it loaded for the bound, serve within grace, and share a load (stated). ``push``:
-        the bound begins to count when the far tier is away."""
+        what it loaded for the bound, and share a load (stated). ``push``: the bound begins to
+        count when the far tier is away."""
         if demand.process is read.process or not read.process.fault_tick:
             return False
         if not self.stand.near:
             return False
         trusted = self.scheduler.now < demand.at + self.stand.near - self.stand.bound
-        excused = actor.joined or trusted or (self.grace and bool(actor.faults))
+        excused = actor.joined or trusted
         self.counts["excused: far tier away"] += excused
         return excused
 
@@ -108,6 +111,9 @@ class Play:
         for number in range(rng.randrange(2, 6)):
             self.cast(number, rng.randrange(many))
         self.loop(faults=True)
+        for _, what in self.outages:
+            self.befall(what)
+        self.outages.clear()
         self.quiet()
 
     def cast(self, number: int, at: int) -> None:
@@ -124,6 +130,7 @@ class Play:
             for verb, how, ids in scenes:
                 actor.faults.clear()
                 actor.joined = False
+                self.counts[f"play: {how}"] += 1
                 self.scheduler.trace.append((actor.name, f"> {how} {' '.join(ids)}"))
                 try:
                     await verb(self, process, world, how, ids)
@@ -133,20 +140,26 @@ class Play:
                 actor.play = None
 
         actor = Actor(f"{process.name}.{number}", process, script())
+        actor.world = world
         self.scheduler.start(actor)
 
     def loop(self, *, faults: bool) -> None:
         scheduler, rng = self.scheduler, self.rng
         last: Actor | None = None
         while True:
-            if faults and rng.random() < self.fault_rate:
-                self.fault()
+            if faults:
+                if rng.random() < self.fault_rate:
+                    self.befall(rng.choice(self.stand.bias.get("faults", FAULTS)))
+                if self.outages and scheduler.steps >= self.outages[0][0]:
+                    self.befall(self.outages.pop(0)[1])
             movable = scheduler.movable()
             if self.landings and (not movable or rng.random() < 0.15):
                 self.land(rng.randrange(len(self.landings)))
             elif movable:
-                if last not in movable or rng.random() >= self.sticky:
-                    last = rng.choice(movable)
+                if len(movable) == 1:
+                    last = movable[0]
+                elif last not in movable or rng.random() >= self.sticky:
+                    last = movable[int(rng.random() * len(movable))]
                 scheduler.move(last)
             elif not scheduler.wake_next():
                 break
@@ -178,9 +191,7 @@ class Play:
 
     # -- faults
 
-    def fault(self) -> None:
-        rng = self.rng
-        what = rng.choice(self.stand.bias.get("faults", FAULTS))
+    def befall(self, what: str) -> None:
         done = getattr(self, f"_{what}")()
         if done:
             self.counts[f"fault: {what}"] += 1
@@ -204,7 +215,7 @@ class Play:
         return actor.name
 
     def _crash(self) -> str:
-        if not self.restart or self.rng.random() < 0.5:
+        if not self.mortal or self.rng.random() < 0.5:
             return ""
         number = self.rng.randrange(len(self.stand.processes))
         process = self.stand.processes[number]
@@ -239,7 +250,7 @@ class Play:
         return thing.name
 
     def _flush(self) -> str:
-        if not self.restart or self.rng.random() < 0.5:
+        if not self.mortal or self.rng.random() < 0.5:
             return ""
         self.unguard()
         self.stand.ground.flush()
@@ -249,6 +260,16 @@ class Play:
         process = self.rng.choice(self.stand.processes)
         process.faults.away = not process.faults.away
         return f"{process.name} {process.faults.away}"
+
+    def _snapshot(self) -> str:
+        self.stand.ground.snapshot()
+        return "all"
+
+    def _restart(self) -> str:
+        """The server comes back with what it remembers: blocks that were put since are gone."""
+        self.unguard()
+        self.stand.ground.restart()
+        return "the server"
 
     def unguard(self) -> None:
         for save in self.saves:
@@ -260,7 +281,7 @@ class Play:
         """All faults over: every process reads every key, now and once all leases have ended."""
         for process in self.stand.processes:
             process.faults.away, process.faults.lost = False, 0.0
-        self.load_fails = 0.0
+        self.load_fails, self.scheduler.calm = 0.0, True
         self.loop(faults=False)
         for later in (False, True):
             if later:
@@ -269,7 +290,10 @@ class Play:
                     for thing in self.stand.ground.things():
                         if thing.blocks:
                             thing.take()
-            for process in self.stand.processes:
+            everybody = self.stand.processes
+            if later and self.stand.options.get("coherence") == "strict":
+                everybody = [self.rng.choice(everybody)]  # who keeps nothing sees what all see
+            for process in everybody:
                 for id in self.ids:
                     world = self.rng.choice(process.runtime.worlds())
                     coro = actors.read(self, process, world, "get", [id])
@@ -295,8 +319,7 @@ class Play:
             finally:
                 self.grave += self.scheduler.actors  # what its own end started
                 self.scheduler.actors = []
-        for process in self.buried:
-            process.close()
-        for process in self.stand.processes:
+        for process in [*self.stand.processes, *self.buried]:
             process.rest()
+        self.stand.spare += self.buried
         self.stand.ground.reset()

@@ -26,7 +26,7 @@ def _far(ground: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 # What a seed may be played on, by the word on the command line; "all" are those in ALL.
-ALL = ("memory", "tiered", "sqlite", "redis", "memcached")
+ALL = ("memory", "tiered", "sqlite", "redis", "memcached", "bus", "restarts")
 BACKENDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "memory": [*_far("memory"), ("embedded", {})],
     "embedded": [("embedded", {})],
@@ -41,6 +41,20 @@ BACKENDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("memory", {"coherence": "push"}),
         ("memory", {"coherence": "push", "invalidation": "replay"}),
     ],
+    "bound": [("memory", {"coherence": 1.0})],
+    "bus": [
+        ("redis", {"coherence": "push"}),
+        ("redis", {"coherence": "push", "invalidation": "replay"}),
+        ("sqlite", {"coherence": "push"}),
+    ],
+    "restarts": [("redis", STRICT), ("redis", REPLAY), ("memcached", STRICT)],
+    "redis restarts": [("redis", STRICT)],
+}
+# Of these, "all" plays one in so many: they wait for real threads and real servers.
+FEWER = {"bus": 20, "restarts": 500}
+BIASES: dict[str, dict[str, Any]] = {
+    "restarts": {"restarts": True},
+    "redis restarts": {"restarts": True},
 }
 
 
@@ -55,7 +69,8 @@ class Player:
         self.backend = backend
         self.counts: Counter[str] = Counter()
         self.schedules = self.steps = 0
-        self._more = stand_options
+        bias = {**BIASES.get(backend, {}), **stand_options.pop("bias", {})}
+        self._more = {**stand_options, "bias": bias}
         self._stands: dict[int, Stand] = {}
 
     def play(self, seed: int) -> None:
@@ -81,7 +96,7 @@ class Player:
         return (
             f"{type(error).__name__}: {error}\n"
             f"backend {self.backend}: {stand.ground.name} {stand.options}, seed {seed}; again with"
-            f"\n  python tests/schedules/run.py --backend {self.backend} --seed {seed}"
+            f"\n  python tests/schedules/run.py --backend '{self.backend}' --seed {seed}"
             f" --schedules 1\n{trace}"
         )
 
@@ -146,10 +161,12 @@ def main() -> int:
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(2**40)
     print(f"first seed {seed}")
     well = True
-    for backend in ALL if given.backend == "all" else [given.backend]:
-        jobs = min(given.jobs, given.schedules)
+    every = given.backend == "all"
+    for backend in ALL if every else [given.backend]:
+        count = max(1, given.schedules // FEWER.get(backend, 1)) if every else given.schedules
+        jobs = min(given.jobs, count)
         shares = [
-            (backend, seed + i, (given.schedules + jobs - 1 - i) // jobs, jobs, given.seconds)
+            (backend, seed + i, (count + jobs - 1 - i) // jobs, jobs, given.seconds)
             for i in range(jobs)
         ]
         if jobs == 1:

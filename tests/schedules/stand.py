@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+import time
 from collections import Counter
 from typing import Any
 
 import actors
 from backends import Faults, SteppedBackend, SteppedSlots
-from grounds import GROUNDS, NAMESPACE
-from play import Play, discover
+from decorated import TAGS, Faces
+from grounds import GROUNDS
+from play import Play
 from world import EPOCH, ScheduledRuntime, Scheduler, renew_in_steps
 
 from cachekit import Cache, RefreshAhead
+from cachekit.core.deadline import Deadline
 from cachekit.core.outcome import Outcome
 from cachekit.errors import BackendError
 from cachekit.runtime import drive
 
-SCHEDULES_PER_STAND = 3000
+SCHEDULES_PER_STAND = 10_000
+MOST_NEAR = 500
+MARKER = "marker:"
+PATIENCE = 15.0  # real seconds for what another thread does at once
 
 
 class Process:
@@ -41,17 +48,19 @@ class Process:
         self.cache = Cache(
             runtime=self.runtime,
             backend=backend,
-            namespace=NAMESPACE,
             timeout=3.0,
             breaker_failures=10**9,
+            policy={"write_lease": actors.WRITE_LEASE},
             **stand.options,
         )
         self.cache.on(actors.Event, lambda event: event.tags)
         self.direct = self.cache._direct
+        self.heard = 0  # the newest marker that the bus told of
         keeper = self.cache.parts.reader.keeper
         if keeper is not None:
             renew_in_steps(keeper, self.runtime.threads)
         self._strategies: dict[Any, Any] = {}
+        self._faces: dict[Any, Faces] = {}
 
     def owes(self) -> bool:
         return len(self.cache.parts.invalidator.pending) > 0
@@ -61,15 +70,15 @@ class Process:
         known = self._strategies.get(wanted)
         if known is None:
             source = self.stand.source
-            tags: Any = {"declared": ["all", "g:{id}"], "discovered": discover}.get(tagging, ())
-            if kind is RefreshAhead and not grace:
-                options: dict[str, Any] = {"early": 0.25}
-            else:
-                options = {}
+            options: dict[str, Any] = {}
+            if kind is RefreshAhead:
+                options["early"] = 0.25
+            if grace:
+                options["row_version"] = source.row_version
             known = self._strategies[wanted] = kind(
                 self.cache,
                 key="k:{id}",
-                tags=tags,
+                tags=TAGS[tagging],
                 invalidates=("all",) if drops else (),
                 load=source.load,
                 load_many=source.load_many,
@@ -82,6 +91,13 @@ class Process:
                 write_lease=actors.WRITE_LEASE,
                 **options,
             )
+        return known
+
+    def faces(self, tagging: str, grace: bool, drops: bool) -> Faces:
+        wanted = (tagging, grace, drops)
+        known = self._faces.get(wanted)
+        if known is None:
+            known = self._faces[wanted] = Faces(self, tagging, grace, drops)
         return known
 
     async def intend(self, world: Any, keys: list[str], tags: list[str], write: Any) -> Outcome:
@@ -102,13 +118,24 @@ class Process:
         return Outcome(held)
 
     def rest(self) -> None:
-        """Begin the next schedule with nothing cached here."""
+        """Begin the next schedule as if anew: its keys are others."""
         self.faults.away, self.faults.lost, self.faults.over = False, 0.0, False
         self.fault_tick, self.offset = 0, 0.0
         near = self.cache.parts.near
         self.counts["near fill refused"] += near.refused
         near.refused = 0
-        near.clear()
+        if near.live > MOST_NEAR:
+            near.clear()  # no other schedule has the same keys: only so that it does not grow
+        self.dead = False
+        # What was under way has been closed; where it had not begun, nothing undid its start.
+        for world in self.runtime.worlds():
+            world.flights.detach_all()
+        invalidator, keeper = self.cache.parts.invalidator, self.cache.parts.reader.keeper
+        invalidator.pending.done(invalidator.pending.take())
+        invalidator._replaying = threading.Lock()
+        if keeper is not None:
+            keeper._held.clear()
+            keeper._running = False
 
     def close(self) -> None:
         self.faults.over = True
@@ -139,10 +166,18 @@ class _Source:
     async def delete(self, id: str) -> None:
         await self.play.source.delete(id)
 
+    def row_version(self, value: Any) -> Any:
+        """The source's own count of the landings of a row, as its version column would hold."""
+        id = value[1].rpartition(".")[0]
+        return self.play.registers[self.play.source.key(id)].newest(value)
+
 
 class Stand:
-    """Processes that are used for many schedules. ``slots_class`` may be a weakened one;
-    ``bias`` fixes some of what else is drawn: ``tagging``, ``faults`` and their ``rate``."""
+    """Processes that are used for many schedules. ``slots_class`` may be a weakened one.
+
+    ``bias`` fixes some of what else is drawn: ``tagging``, ``plays``, ``faults`` and their
+    ``rate``, ``grace``, ``keys``, ``silent`` (writes whose outcome is unknown). ``restarts``: the
+    server is killed once in each schedule; ``trust``: what it remembers then counts."""
 
     def __init__(
         self,
@@ -167,19 +202,71 @@ class Stand:
         coherence = options.get("coherence")
         self.near = 0.0 if coherence in (None, "strict") else 1.0
         self.bound = 0.0 if isinstance(coherence, str) or ground == "embedded" else coherence
+        self.ground.trust = self.bias.get("trust", False)
+        self.spare: list[Process] = []  # crashed in an earlier schedule; their caches serve again
+        # Notes of the real buses come in their own threads, and in their own time.
+        self._marking = Process(self, "marker") if self._by_bus() else None
+        self._marked = 0
         self.processes = [self.process(i) for i in range(1 if ground == "embedded" else 3)]
+
+    def _by_bus(self) -> bool:
+        return self.options.get("coherence") == "push" and self.ground.name != "memory"
 
     def token(self) -> bytes:
         self._tokens += 1
         return self._prefix + self._tokens.to_bytes(8, "big")
 
     def process(self, number: int) -> Process:
+        if self.spare:
+            made = self.spare.pop()
+            made.name = f"P{number}"
+            return made
         made = Process(self, f"P{number}")
-        coherence = getattr(made.cache.parts, "coherence", None)
-        if coherence is not None and getattr(coherence, "bus", None) is not None:
+        coherence = made.cache.parts.coherence
+        if coherence.bus is not None:
+            self._follow(made, coherence)
             coherence._listen()
+            end = time.monotonic() + PATIENCE
+            while coherence.state != "push":
+                assert time.monotonic() < end, "the bus never joined"
+                time.sleep(0.001)
             self.scheduler.advance(2.0)  # copies from before it joined have ended
         return made
+
+    def _follow(self, process: Process, coherence: Any) -> None:
+        """Learn which markers a process has heard, and when its bus was cut."""
+        hear, lose = coherence.heard, coherence.lost
+
+        def heard(notes: Any) -> None:
+            hear(notes)
+            for note in notes:
+                if note.name.startswith(MARKER):
+                    process.heard = max(process.heard, int(note.name[len(MARKER) :]))
+
+        def lost() -> None:
+            lose()
+            if self.oracle is not None:
+                process.fault_tick = self.oracle.next()
+
+        coherence.heard, coherence.lost = heard, lost
+
+    def heard_by_all(self) -> None:
+        """Wait, in real time, until every process has heard what was told by now."""
+        marking = self._marking
+        if marking is None:
+            return
+        self._marked += 1
+        mark, end = self._marked, time.monotonic() + PATIENCE
+        asked = 0.0
+        while any(process.heard < mark for process in self.processes):
+            now = time.monotonic()
+            assert now < end, "a note was never heard"
+            if now > asked + 0.5:  # one that is cut misses it, and joins again
+                asked = now
+                store = marking.cache.parts.far.store(marking.runtime.threads)
+                deadline = Deadline(PATIENCE, time.monotonic)
+                drive(store._inner.slots.void([f"{MARKER}{mark}"], deadline))
+            time.sleep(0.0002)
 
     def play(self, seed: int) -> Play:
         """One schedule; raises AssertionError with what went wrong."""
@@ -193,6 +280,7 @@ class Stand:
         return play
 
     def close(self) -> None:
-        for process in self.processes:
+        marking = [] if self._marking is None else [self._marking]
+        for process in [*self.processes, *self.spare, *marking]:
             process.close()
         self.ground.close()

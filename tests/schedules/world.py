@@ -47,7 +47,7 @@ def wait(
 
 
 class Actor:
-    """A coroutine in its own context. ``play`` is the operation it is at, for the oracle."""
+    """A coroutine in its own context. ``play`` is the write it is at, for the oracle."""
 
     __slots__ = (
         "at",
@@ -62,6 +62,7 @@ class Actor:
         "play",
         "process",
         "waiting",
+        "world",
     )
 
     def __init__(
@@ -83,6 +84,7 @@ class Actor:
         self.faults: list[str] = []
         self.play: Any = None
         self.waiting: Wait | None = None
+        self.world: Any = None  # where its calls of an async face run
         self.at = ""
         self.joined = False
 
@@ -101,6 +103,7 @@ class Scheduler:
         self.current: Actor | None = None
         self.trace: list[tuple[str, str]] = []
         self.steps = 0
+        self.calm = False  # nothing befalls anybody: one who is alone need not wait
         self.on_end: Callable[[Actor, BaseException | None], None] = lambda actor, error: None
 
     def clock(self) -> float:
@@ -115,6 +118,11 @@ class Scheduler:
     def start(self, actor: Actor) -> Actor:
         self.actors.append(actor)
         return actor
+
+    @property
+    def alone(self) -> bool:
+        """Whether a suspension could change nothing."""
+        return self.calm and len(self.actors) == 1
 
     def movable(self) -> list[Actor]:
         now = self.now
@@ -250,6 +258,11 @@ class ScheduledRuntime(Runtime):
     def worlds(self) -> list[Any]:
         return [self.threads, self.other]
 
+    def asyncio(self) -> Any:
+        """The async faces run in the world of whoever calls them."""
+        actor = self.scheduler.current
+        return self.other if actor is None or actor.world is None else actor.world
+
     def background(self, work: Callable[[], None]) -> bool:
         """The replay of pending invalidations, as an actor: its own loop blocks a thread."""
         invalidator = getattr(work, "__self__", None)
@@ -260,29 +273,35 @@ class ScheduledRuntime(Runtime):
 
 
 def renew_in_steps(keeper: Any, world: ScheduledWorld) -> None:
-    """Have leases renewed by an actor: a keeper's own thread would wait in real time."""
+    """Have leases renewed by an actor: a keeper's own thread would wait in real time.
+
+    What ``Keeper.renew`` and ``Keeper._renew_one`` do, with a suspension at each far call."""
 
     async def renew() -> None:
-        while keeper._held:
-            await world.sleep(keeper.pause)
-            now = world.scheduler.now
-            for held in [h for h in list(keeper._held.values()) if h.due <= now]:
-                if now >= held.end:
-                    keeper._held.pop(held.token, None)
-                    continue
-                far = keeper.far
-                try:
-                    kept = await far.renew(
-                        world, held.key, held.token, held.lease, far.deadline(world)
-                    )
-                except BackendError:
-                    held.due = now + held.lease / 8
-                    continue
-                world.process.counts["lease renewed" if kept else "lease renewal refused"] += 1
-                held.due = now + held.lease / 2
-                if not kept:
-                    keeper._held.pop(held.token, None)
-        keeper._running = False
+        try:
+            while keeper._held and not keeper._closed:
+                await world.sleep(keeper.pause)
+                now = world.scheduler.now
+                for held in [h for h in list(keeper._held.values()) if h.due <= now]:
+                    await renew_one(held, now)
+        finally:
+            keeper._running = False
+
+    async def renew_one(held: Any, now: float) -> None:
+        if now >= held.end:
+            keeper._held.pop(held.token, None)
+            return
+        far = keeper.far
+        try:
+            kept = await far.renew(world, held.key, held.token, held.lease, far.deadline(world))
+        except BackendError:
+            held.due = now + held.lease / 8
+            return
+        world.process.counts["lease renewed" if kept else "lease renewal refused"] += 1
+        if kept:
+            held.due = now + held.lease / 2
+        else:
+            keeper._held.pop(held.token, None)
 
     def start() -> None:
         keeper._running = True
@@ -292,14 +311,17 @@ def renew_in_steps(keeper: Any, world: ScheduledWorld) -> None:
 
 
 async def _replay(invalidator: Any, world: ScheduledWorld) -> None:
+    """What ``Invalidator._replay`` does, with a suspension at each wait and far call."""
+    pause = 0.1
     try:
         while len(invalidator.pending) and not invalidator._closed.is_set():
-            await world.sleep(0.125)
+            await world.sleep(pause)
             try:
-                await invalidator.settle(world)
+                invalidator.pending.sync()
+                await invalidator.settle(world, events=True)
                 world.process.counts["replayed"] += 1
             except BackendError:
-                continue
+                pause = min(pause * 2, 1.0)
     finally:
         invalidator._replaying.release()
     if len(invalidator.pending) and not invalidator._closed.is_set():
