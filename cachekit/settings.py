@@ -154,7 +154,12 @@ class Settings:
 
 def safe_url(url: str) -> str:
     """A URL without user name, password and query: fit for messages."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url.partition("://")[0] + "://..."
+    if "@" in parts.path + parts.query + parts.fragment:
+        return f"{parts.scheme}://..."  # a password with a slash or the like, not encoded
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import stat
 from pathlib import Path
 
 
@@ -17,13 +20,14 @@ def make_private_folder(path: str) -> None:
 def make_private_file(path: str) -> os.stat_result:
     """Create it if it is missing; one of our own that others may use is closed to them.
 
-    Raises OSError, for a symbolic link too."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        found = os.fstat(descriptor)
-        if os.name == "posix" and found.st_mode & 0o077 and found.st_uid == os.geteuid():
-            os.fchmod(descriptor, 0o600)
-        return found
-    finally:
-        os.close(descriptor)
+    One that exists is never opened here: closing any descriptor of a file drops all locks of the
+    process on it, those of SQLite's connections too. Raises OSError, for a symbolic link too."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, flags, 0o600))
+    found = os.lstat(path)
+    if stat.S_ISLNK(found.st_mode):
+        raise OSError(errno.ELOOP, "is a symbolic link", path)
+    if os.name == "posix" and found.st_mode & 0o077 and found.st_uid == os.geteuid():
+        os.chmod(path, 0o600)
+    return found

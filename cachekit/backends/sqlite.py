@@ -56,7 +56,7 @@ class SQLiteBackend:
         where, _, query = url.partition("://")[2].partition("?")
         if not where.startswith("/") or where.endswith("/"):
             raise ConfigurationError(
-                f"sqlite URL {url!r} names no file: write sqlite:///cache.db, or "
+                "this sqlite URL names no file: write sqlite:///cache.db, or "
                 "sqlite:////var/cache/app.db (four slashes) for an absolute path"
             )
         # Made absolute now: a later chdir must not lead to another file.

@@ -208,6 +208,7 @@ def test_p09_slots_that_move_under_load_reach_no_caller(cluster: Cluster, world:
         moved = [cluster.move(slot, 0, 1) for slot in slots]
         assert sum(moved) >= 5
         assert not set(slots) & set(cluster.slots(0))
+    assert caller.events["backend_errors"] == 0  # redirections were followed
     assert caller.hits(range(20)) < 10
     caller.cache.close()
 

@@ -115,9 +115,7 @@ def _connections(query: str) -> int:
     options = dict(parse_qsl(query, keep_blank_values=True))
     text = options.pop("connections", str(CONNECTIONS))
     if options:
-        raise ConfigurationError(
-            f"memcached URL: unknown option {min(options)!r}; there is only 'connections'"
-        )
+        raise ConfigurationError("memcached URL: an unknown option; there is only 'connections'")
     if not text.isdecimal() or int(text) < 1:
         raise ConfigurationError(f"memcached URL: connections={text!r}; write a number from 1")
     return int(text)

@@ -83,7 +83,10 @@ def parse_url(url: str, **overrides: Any) -> Options:
         known = ", ".join(f"{name}://" for name in SCHEMES)
         raise ConfigurationError(f"a Redis URL begins with one of {known}")
     topology, tls = SCHEMES[scheme]
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its message quotes the URL
+        raise ConfigurationError("the Redis URL can not be read: is a bracket missing?") from None
     if parts.fragment:
         raise ConfigurationError("percent-encode '#' in a Redis URL as %23")
     found = _query(parts.query)
@@ -140,8 +143,10 @@ def _query(query: str) -> dict[str, Any]:
                 f"{name} is not an option of the URL: Cache(timeout=...) bounds the whole call"
             )
         if name not in OPTIONS:
+            # What is no word may be the rest of a password with a question mark in it.
+            shown = repr(name) if name.isidentifier() else "(not shown)"
             raise ConfigurationError(
-                f"unknown option {name!r} in the Redis URL; known: {', '.join(sorted(OPTIONS))}"
+                f"unknown option {shown} in the Redis URL; known: {', '.join(sorted(OPTIONS))}"
             )
         if OPTIONS[name] is int:
             found[name] = _number(name, value)
