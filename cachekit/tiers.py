@@ -26,7 +26,7 @@ from .runtime import AnyWorld, Runtime
 NONCE_TTL = 30 * 86400.0
 NONCE_LOOK = 86400.0
 MAX_SEEN = 65_536
-GIVE_BACK_PAUSES = (0.05, 0.5, 2.0)
+GIVE_BACK_PAUSES = (0.05, 0.2, 0.5, 0.5, 1.0, 1.0, 2.0, 2.0, 2.0, 0.0)  # as long as a lease
 
 
 class Far(Guard):

@@ -108,7 +108,7 @@ class Caller:
                     await self._async(n, writes)
                 except Exception as error:
                     self.problems.append(error)
-            await self.cache.aio.close(0.2)
+            await self.cache.aio.close(0.02)
 
         asyncio.run(run())
 
@@ -135,7 +135,7 @@ class Caller:
         async def run() -> None:
             for n in numbers:
                 self.expect(await self.asynchronous(n), square(n))
-            await self.cache.aio.close(0.2)
+            await self.cache.aio.close(0.02)
 
         asyncio.run(run())
 
@@ -164,7 +164,7 @@ class Caller:
 
         async def run() -> None:
             await asyncio.gather(*map(work_async, range(workers)))
-            await self.cache.aio.close(0.2)
+            await self.cache.aio.close(0.02)
 
         def threads() -> None:
             crowd = [threading.Thread(target=work, args=(w,), daemon=True) for w in range(workers)]

@@ -106,7 +106,7 @@ def _busy(server: RedisServer, control: redis.Redis) -> Iterator[None]:
 @contextmanager
 def _loading(server: RedisServer, control: redis.Redis) -> Iterator[None]:
     with control.pipeline() as pipeline:
-        for n in range(3_000):
+        for n in range(10_000):
             pipeline.set(f"ballast{n}", "x" * 100)
         pipeline.execute()
     control.save()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -47,6 +48,7 @@ class Seen:
 
     def __init__(self, url: str, **options: Any) -> None:
         self.events: Counter[str] = Counter()
+        self.errors: list[str] = []
         self.wrong: list[object] = []
         self.calls = 0
         self.loads = 0
@@ -54,7 +56,7 @@ class Seen:
             url,
             coherence="strict",
             breaker_failures=1_000_000,
-            observers=[lambda event, fields: self.events.update([event])],
+            observers=[self._observe],
             **options,
         )
 
@@ -70,6 +72,12 @@ class Seen:
 
         self.plain = plain
         self.asynchronous = asynchronous
+
+    def _observe(self, event: str, fields: object) -> None:
+        self.events[event] += 1
+        if event == "backend_errors":  # told while it is being handled
+            error = sys.exception()
+            self.errors.append(f"{error!r} from {error and error.__cause__!r}")
 
     def take(self, n: int, got: object) -> None:
         self.calls += 1
@@ -195,9 +203,9 @@ def test_p07_a_grant_whose_reply_was_lost_is_given_back_when_the_server_answers_
         """The second call's seconds, when the first one's lease would last 10 s."""
         aio = seen.cache.aio
         assert await aio.get_or_set("k", lambda: 7) == 7
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.8)
         away.clear()
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(1.2)
         started = time.perf_counter()
         assert await aio.get_or_set("k", lambda: 7) == 7
         took = time.perf_counter() - started
@@ -206,9 +214,9 @@ def test_p07_a_grant_whose_reply_was_lost_is_given_back_when_the_server_answers_
 
     def plain_calls() -> float:
         assert seen.cache.get_or_set("k", lambda: 7) == 7
-        time.sleep(1.0)
+        time.sleep(0.8)
         away.clear()
-        time.sleep(2.0)
+        time.sleep(1.2)
         started = time.perf_counter()
         assert seen.cache.get_or_set("k", lambda: 7) == 7
         return time.perf_counter() - started
@@ -294,5 +302,6 @@ def test_p07_five_hundred_calls_cancelled_at_any_point_answer_nobody_else(server
     assert min(points.values()) >= 30, points
     assert seen.wrong == []
     assert seen.calls >= 4 * CANCELS
-    assert (seen.events["unreadable"], seen.events["backend_errors"]) == (0, 0)
+    assert seen.events["unreadable"] == 0  # an entry that was read for another key
+    assert seen.errors == []
     seen.cache.close()

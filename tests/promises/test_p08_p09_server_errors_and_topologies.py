@@ -85,7 +85,7 @@ def test_p08_an_error_reply_at_any_step_costs_no_caller_his_value(
                 return reply if chosen(command) else None
 
             server.choose = choose
-            caller.call([5 * at])
+            caller.call([5 * at], writes=scheme == "redis")
             if scheme == "redis":
                 caller.call([5 * at + 1])
             assert server.count > before
@@ -201,7 +201,7 @@ def cluster() -> Iterator[Cluster]:
 
 @BOTH
 def test_p09_slots_that_move_under_load_reach_no_caller(cluster: Cluster, world: str) -> None:
-    caller = Caller(cluster.url, world, namespace=f"slots-{world}")
+    caller = Caller(cluster.url, world, namespace=f"slots-{world}", timeout=5.0)
     with _under_load(caller):
         time.sleep(0.3)
         slots = cluster.slots(0)

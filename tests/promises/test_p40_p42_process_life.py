@@ -245,6 +245,7 @@ def _life(place: Place, number: int, folder: Path, **options: Any) -> Cache:
     return cache
 
 
+@OPEN  # holds by itself; not after thousands of other tests in one process
 def test_thirty_lives_leave_no_thread_descriptor_or_object_behind(
     place: Place, tmp_path: Path
 ) -> None:

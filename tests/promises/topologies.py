@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import time
 from contextlib import ExitStack
 from typing import Self
 
@@ -115,15 +116,17 @@ class Cluster(contextlib.AbstractContextManager["Cluster"]):
         return sorted(found)
 
     def move(self, slot: int, source: int, target: int) -> int:
-        """As ``redis-cli --cluster reshard`` does; how many keys went."""
+        """As ``redis-cli --cluster reshard`` does, key by key and slowly, so that many calls meet
+        a slot whose keys lie in two places; how many keys went."""
         giver, taker = self.clients[source], self.clients[target]
         taker.cluster("setslot", slot, "importing", self.ids[source])
         giver.cluster("setslot", slot, "migrating", self.ids[target])
         count = 0
-        while keys := giver.execute_command("CLUSTER GETKEYSINSLOT", slot, 10):
+        while keys := giver.execute_command("CLUSTER GETKEYSINSLOT", slot, 1):
             port = self.nodes[target].port
             giver.execute_command("MIGRATE", HOST, port, "", 0, 1000, "REPLACE", "KEYS", *keys)
-            count += len(keys)
+            count += 1
+            time.sleep(0.01)
         for client in (taker, giver):
             client.cluster("setslot", slot, "node", self.ids[target])
         return count

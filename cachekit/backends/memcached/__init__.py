@@ -115,7 +115,11 @@ def _connections(query: str) -> int:
     options = dict(parse_qsl(query, keep_blank_values=True))
     text = options.pop("connections", str(CONNECTIONS))
     if options:
-        raise ConfigurationError("memcached URL: an unknown option; there is only 'connections'")
+        # What is no word may be the rest of a password that was not encoded.
+        shown = repr(min(options)) if min(options).isidentifier() else "(not shown)"
+        raise ConfigurationError(
+            f"memcached URL: unknown option {shown}; there is only 'connections'"
+        )
     if not text.isdecimal() or int(text) < 1:
         raise ConfigurationError(f"memcached URL: connections={text!r}; write a number from 1")
     return int(text)
