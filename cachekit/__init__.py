@@ -18,6 +18,7 @@ from .core.policy import Policy, Retrying
 from .errors import CacheKitError, InvalidationFailed, QueueFull, ReentryError
 from .repository import AsyncRepository, Repository
 from .settings import Settings
+from .signals import install_signal_handlers
 from .statistics import Stats
 from .strategies import (
     AsyncStrategy,
@@ -58,4 +59,5 @@ __all__ = [
     "Written",
     "__version__",
     "errors",
+    "install_signal_handlers",
 ]

@@ -7,6 +7,9 @@ password, a payload or a secret.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class CacheKitError(Exception):
     """Root of the tree."""
@@ -68,8 +71,18 @@ class InvalidationFailed(BackendError):
 
 
 class QueueFull(CacheKitError):
-    """The write-back log stayed at its bound for the whole time a put may block."""
+    """The write-back log stayed at its bound for the whole time a put may block.
+
+    ``accepted``: ids of the same call that were taken before, and will be written."""
+
+    def __init__(self, message: str, *, accepted: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.accepted = list(accepted)
 
 
 class WriteBackClosed(CacheKitError):
     """A put or delete reached a write-back strategy after its close; it was not accepted."""
+
+
+class FencedOut(CacheKitError):
+    """The source has seen a newer owner's batch: this one is refused, and nothing of it applied."""

@@ -251,7 +251,7 @@ class Runtime:
         self._pool: ThreadPoolExecutor | None = None
         self._running = 0
         self._lock = threading.Lock()
-        self._forked: list[Callable[[], None]] = []
+        self._forked: list[weakref.WeakMethod[Callable[[], None]]] = []
         _runtimes.add(self)
 
     def take(self) -> None:
@@ -314,8 +314,9 @@ class Runtime:
         return True
 
     def on_fork(self, reset: Callable[[], None]) -> None:
-        """Call ``reset`` in a forked child, before anything else of this cache runs there."""
-        self._forked.append(reset)
+        """Call ``reset``, a method whose object this does not keep alive, in a forked child,
+        before anything else of this cache runs there."""
+        self._forked.append(weakref.WeakMethod(reset))
 
     def close(self) -> None:
         """End the pool after its running work. Twice is fine; the runtime can be used again."""
@@ -325,15 +326,14 @@ class Runtime:
             pool.shutdown(wait=True, cancel_futures=False)
 
     def _after_fork(self) -> None:
-        self._lock = threading.Lock()
-        self.once = threading.Lock()
-        self._pool = None
-        self._running = 0
+        self._lock, self.once = threading.Lock(), threading.Lock()
+        self._pool, self._running = None, 0
         self.threads.flights = FlightTable()
         self.threads.opened = {}  # the parent's sockets are the parent's
         self._loops = weakref.WeakKeyDictionary()
-        for reset in self._forked:
-            reset()
+        for found in [held() for held in self._forked]:
+            if found is not None:
+                found()
 
 
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()

@@ -49,7 +49,8 @@ def stats_of(parts: Parts) -> Stats:
     """A snapshot. Walks the near tier's tables: O(entries), without holding its lock."""
     tables = parts.near.tables()
     counts = dict(parts.meter.counts)
-    oldest = [at for s in parts.closers if (at := s.log.oldest()) is not None]
+    standings = [s.last_standing() for s in parts.closers]
+    ages = [age for _, age in standings if age is not None]
     functions: dict[str, dict[str, Any]] = {}
     for table in tables:
         tally = table.tally
@@ -79,9 +80,9 @@ def stats_of(parts: Parts) -> Stats:
         pending_invalidations=len(parts.invalidator.pending),
         breaker=parts.far.breaker.state.value if parts.far is not None else "none",
         coherence=parts.coherence.state,
-        unwritten=sum(s.depth() for s in parts.closers),
-        oldest_unwritten=parts.runtime.clock() - min(oldest) if oldest else None,
-        dead_letters=sum(len(s.dead()) for s in parts.closers),
+        unwritten=sum(standing.depth for standing, _ in standings),
+        oldest_unwritten=max(ages, default=None),
+        dead_letters=sum(standing.dead for standing, _ in standings),
         counts=counts,
         timings={name: h.summary() for name, h in dict(parts.meter.timings).items()},
         functions=functions,

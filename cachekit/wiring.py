@@ -163,4 +163,5 @@ def build(settings: Settings, runtime: Runtime | None = None) -> Parts:
         clock=Ticker(runtime) if coarse else runtime.clock,
         coarse=coarse,
         count=settings.stats,
+        namespace=settings.namespace,
     )

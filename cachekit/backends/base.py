@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..core.deadline import Deadline
 from ..errors import BackendError, BackendTimeout, BackendUnavailable
-from ..protocols import Bus, Grant, Item, Log, Nonces, Reading, Slots, Store, World
+from ..protocols import Bus, Grant, Item, LogFactory, Nonces, Reading, Slots, Store, World
 from .local_slots import LocalSlots, Table
 from .one_by_one import OneByOne
 
@@ -249,7 +249,7 @@ class PlainBackend:
     if every process that writes to the object goes through one cache."""
 
     bus: Bus | None = None
-    log: Callable[[World], Log] | None = None
+    log: LogFactory | None = None
 
     def __init__(self, store: PlainObject, *, name: str, shared: bool = False) -> None:
         self.name = name

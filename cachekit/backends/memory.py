@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..core.deadline import Deadline
 from ..core.notes import SENDER_BYTES, NoteKind
 from ..errors import BackendTimeout
-from ..protocols import Bus, Grant, Item, Log, Nonces, Reading, Slot, Slots, SlotState, World
+from ..protocols import Bus, Grant, Item, LogFactory, Nonces, Reading, Slot, Slots, SlotState, World
 from .holds import SWEEP_AT_LEAST, Holds
 from .local_bus import LocalBus
 from .one_by_one import OneByOne
@@ -27,7 +27,7 @@ class MemoryBackend:
     """
 
     shared = False
-    log: Callable[[World], Log] | None = None
+    log: LogFactory | None = None
 
     def __init__(
         self, name: str = "memory", *, clock: Callable[[], float] = time.monotonic

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from ..core.deadline import Deadline
 from ..core.notes import NoteKind
 from ..errors import BackendRefused, ConfigurationError
-from ..protocols import NOTHING, Bus, Grant, Item, Log, Nonces, Reading, Store, World
+from ..protocols import NOTHING, Bus, Grant, Item, LogFactory, Nonces, Reading, Store, World
 from .base import BlockingStore
 from .sqlite_bus import SQLiteBus
 from .sqlite_file import Connection, SQLiteFile
@@ -49,7 +49,7 @@ class SQLiteBackend:
     same transaction, and who listens looks for notes every 50 ms."""
 
     shared = True
-    log: Callable[[World], Log] | None = None
+    log: LogFactory | None = None
 
     def __init__(self, url: str, *, namespace: str = "", timeout: float = 0.25) -> None:
         self.name = "sqlite"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from .accounting import Ledger
 from .course import Stop
 from .histogram import Histogram
 from .source import Source
-from .subjects import NO_CACHE, Strategy
+from .subjects import IN_MEMORY, NO_CACHE, STRATEGIES, Strategy
 from .watcher import ABSENT, Opening, Seen, Watcher
 
 WRITERS = 2
@@ -59,6 +59,7 @@ class Case:
     near: str
     coherence: float | str | None
     promise: Promise
+    log: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,11 @@ class Freshness:
 
 
 def cases(
-    backend: str, url: str | None, strategies: Sequence[str], ttl: float | None
+    backend: str,
+    url: str | None,
+    strategies: Sequence[str],
+    ttl: float | None,
+    log: Callable[[], str | None],
 ) -> Iterator[Case]:
     """The rows of one backend: every strategy with near copies that are always asked about, and
     the first one also with those that a bus or a bound in seconds keeps right."""
@@ -129,13 +134,17 @@ def cases(
     chosen = [name for name in strategies if name != NO_CACHE]
     if url is None:
         text = "up to its ttl" if ttl is not None else "never told"
-        for name in chosen[:1]:
+        plain = [name for name in chosen if STRATEGIES[name].cls != "WriteBack"]
+        for name in plain[:1]:
             yield Case(backend, url, name, "own copy", None, Promise(text, ttl, settles=False))
+        if "write-back" in chosen:
+            zero = Promise("0", 0.0)
+            yield Case(backend, url, "write-back", "shared log", None, zero, log())
         return
     for name in chosen:
-        promise = Promise("0", 0.0) if name != "write-back" else Promise("until flushed", None)
-        yield Case(backend, url, name, "strict", "strict", promise)
-    near = next((name for name in chosen if name != "write-back"), None)
+        promise = Promise("0", 0.0) if name != IN_MEMORY else Promise("until flushed", None)
+        yield Case(backend, url, name, "strict", "strict", promise, log())
+    near = next((name for name in chosen if STRATEGIES[name].cls != "WriteBack"), None)
     if near is None:
         return
     try:
@@ -168,10 +177,13 @@ def watch(
         "namespace": f"bench-{secrets.token_hex(4)}", "timeout": TIMEOUT,
         "coherence": case.coherence,
     }  # fmt: skip
-    opening = Opening(source.opener(), case.url, case.strategy, ttl, options)
+    opening = Opening(source.opener(), case.url, case.strategy, ttl, options, case.log)
     keys = range(min(WATCHED, records))
     with ExitStack() as stack:
-        subject = Strategy(case.strategy, lambda: case.url, ttl=ttl, options=options).build(source)
+        recipe = Strategy(
+            case.strategy, lambda: case.url, ttl=ttl, options=options, log=lambda: case.log
+        )
+        subject = recipe.build(source)
         stack.callback(subject.close)
         for reader in readers:
             stack.callback(reader.close)

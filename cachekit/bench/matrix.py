@@ -17,7 +17,7 @@ from .course import Bounds, Stop
 from .result import Outcome, Result
 from .runner import measure
 from .source import Source, open_source, payload
-from .subjects import NO_CACHE, STRATEGIES, WRITE_BACK_LEVEL, Idle, NoCache, Recipe, Strategy
+from .subjects import NO_CACHE, STRATEGIES, Idle, NoCache, Recipe, Strategy, level_of
 from .watcher import Watcher
 from .workloads import Plan
 
@@ -48,10 +48,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A backend that answers. ``url`` gives a fresh URL for each row; None = embedded."""
+    """A backend that answers. ``url`` gives a fresh URL for each row; None = embedded. ``log``
+    gives a fresh log for write-back; None = the backend has one itself."""
 
     name: str
     url: Callable[[], str | None]
+    log: Callable[[], str | None]
 
 
 def hide_secrets(text: str) -> str:
@@ -93,17 +95,20 @@ def _run(
 ) -> None:
     source.prepare(request.plan.records, payload(request.value_size, request.seed))
     outcome.harness = _harness(request, source, stop)
-    rows: list[tuple[str, str, Recipe]] = [("none", NO_CACHE, NoCache())]
+    rows: list[tuple[str, str, str | None, Recipe]] = [("none", NO_CACHE, None, NoCache())]
     for place in places:
         for name in request.strategies:
             if name != NO_CACHE:
-                rows.append((place.name, name, _strategy(name, place, request)))
+                level = level_of(name, place.log())
+                rows.append((place.name, name, level, _strategy(name, place, request)))
     cases: list[freshness.Case] = []
     if request.readers:
         for place in places:
-            cases += freshness.cases(place.name, place.url(), request.watched, request.ttl)
+            cases += freshness.cases(
+                place.name, place.url(), request.watched, request.ttl, place.log
+            )
     count = len(rows) + len(cases)
-    for number, (backend, strategy, recipe) in enumerate(rows):
+    for number, (backend, strategy, level, recipe) in enumerate(rows):
         if stop.requested:
             break
         label = f"{backend} / {strategy}"
@@ -119,7 +124,6 @@ def _run(
         except Exception as error:  # one broken row must not take the others with it
             outcome.failed.append(f"{label}: {type(error).__name__}: {hide_secrets(str(error))}")
             continue
-        level = WRITE_BACK_LEVEL if strategy == "write-back" else None
         outcome.results.append(Result(backend, strategy, level, measured))
     if cases and not stop.requested:
         _watch(request, source, cases, outcome, stop, progress)
@@ -161,7 +165,7 @@ def _strategy(name: str, place: Place, request: Request) -> Strategy:
         "max_entries": request.capacity,
         "namespace": f"bench-{secrets.token_hex(4)}",
     }
-    return Strategy(name, place.url, ttl=request.ttl, options=options)
+    return Strategy(name, place.url, ttl=request.ttl, options=options, log=place.log)
 
 
 def _harness(request: Request, source: Source, stop: Stop) -> float | None:
@@ -189,12 +193,16 @@ def _open(names: Sequence[str], folder: Path, stack: ExitStack, skipped: list[st
 
 
 def _place(name: str, folder: Path, stack: ExitStack) -> Place:
+    def file() -> str:
+        return f"sqlite:///{folder}/log-{secrets.token_hex(4)}.db"
+
     if "://" in name:
-        return Place(hide_secrets(name), lambda: name)
+        own = name.startswith(("redis", "unix"))
+        return Place(hide_secrets(name), lambda: name, (lambda: None) if own else file)
     if name == "memory":
-        return Place(name, lambda: None)
+        return Place(name, lambda: None, file)
     if name == "sqlite":
-        return Place(name, lambda: f"sqlite:///{folder}/cache-{secrets.token_hex(4)}.db")
+        return Place(name, lambda: f"sqlite:///{folder}/cache-{secrets.token_hex(4)}.db", file)
     if name in ("redis", "memcached"):
         from ..testing import servers
 
@@ -203,7 +211,7 @@ def _place(name: str, folder: Path, stack: ExitStack) -> Place:
             url: str = stack.enter_context(kind()).url
         except (servers.ServerMissing, servers.ServerFailed) as error:
             raise ConfigurationError(f"no {name} server can be started here: {error}") from error
-        return Place(name, lambda: url)
+        return Place(name, lambda: url, (lambda: None) if name == "redis" else file)
     raise ConfigurationError(
         f"unknown backend {name!r}; give {', '.join(BACKENDS)} or a URL like redis://host:6379/0"
     )

@@ -42,9 +42,10 @@ look at the p99 of refresh-ahead.</li>
 compare its hit ratio with write-around. If rows are written and seldom read, write-around does
 not spend the cache on them.</li>
 <li><b>Is the database's write load the limit?</b> write-back acknowledges first and writes in
-batches, several changes of a row as one. Marked <i>memory (lossy)</i>, its queue is in memory:
-a crash of the process loses what is not yet written. This benchmark does not crash the process;
-0 lost writes here says only that nothing is lost in an orderly run.</li>
+batches, several changes of a row as one. Marked <i>process</i>, what it acknowledged is in a log
+that survives a killed process, and every process that shares the log reads it. Marked
+<i>memory (lossy)</i>, a crash of the process loses what is not yet written. This benchmark does not
+crash the process; 0 lost writes here says only that nothing is lost in an orderly run.</li>
 <li><b>One process or many?</b> The memory backend is the fastest, but every process has its own
 copy. Redis and Memcached are shared; their rows show what that costs.</li>
 <li><b>Is the reference too good to be true?</b> A database file on this machine can answer faster

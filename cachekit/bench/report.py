@@ -18,6 +18,7 @@ from ..errors import ConfigurationError
 from .freshness import Freshness
 from .histogram import Histogram
 from .result import Latency, Outcome, Result
+from .subjects import LOSSY
 
 WIDE = 170  # columns of a terminal in which the whole table fits
 NEAR_SOURCE = 100e-6  # seconds; a read from a server takes longer than this
@@ -228,12 +229,12 @@ def verdict(outcome: Outcome) -> list[str]:
         if reference is not None and reference.throughput:
             text += f", {best.throughput / reference.throughput:.1f} x the source alone"
         lines.append(text + ".")
-        safe = [r for r in clean if r.level is None]
-        if best.level is not None and safe:
+        safe = [r for r in clean if r.level != LOSSY]
+        if best.level == LOSSY and safe:
             next_best = max(safe, key=lambda r: r.throughput)
             lines.append(
-                "Fastest whose acknowledged writes are already in the source, should the process "
-                f"crash: {next_best.label} on {next_best.backend}."
+                "Fastest whose acknowledged writes survive a crash of the process: "
+                f"{next_best.label} on {next_best.backend}."
             )
         least = min(clean, key=_source_rows)
         lines.append(

@@ -12,7 +12,8 @@ from .source import AsyncSource, Row, Source
 
 NO_CACHE = "no-cache"
 FLUSH_SECONDS = 60.0
-WRITE_BACK_LEVEL = "memory (lossy)"
+IN_MEMORY = "write-back-memory"
+LOSSY = "memory (lossy)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,11 @@ STRATEGIES = {
         ),
         Kind(
             "write-back", "WriteBack",
-            "a write is acknowledged from a queue and reaches the source later, in batches",
+            "a write is acknowledged from a durable log and reaches the source later, in batches",
+        ),
+        Kind(
+            IN_MEMORY, "WriteBack",
+            "as write-back, with the log in memory: a killed process loses what is not written",
         ),
     )
 }  # fmt: skip
@@ -63,6 +68,15 @@ def strategy_named(text: str) -> str:
             return name
     known = ", ".join((NO_CACHE, *STRATEGIES))
     raise ConfigurationError(f"unknown strategy {text!r}; choose from {known}")
+
+
+def level_of(name: str, log: str | None) -> str | None:
+    """What an acknowledged write of a strategy survives before it is in the source."""
+    if STRATEGIES[name].cls != "WriteBack":
+        return None
+    if name == IN_MEMORY:
+        return LOSSY
+    return "process (SQLite log)" if log is not None else "process (Redis log)"
 
 
 class Subject(Protocol):
@@ -128,13 +142,24 @@ class Strategy(Recipe):
     """A cachekit strategy in a cache of its own, opened here and closed by the subject."""
 
     def __init__(
-        self, name: str, url: Callable[[], str | None], *, ttl: float | None, options: Any
+        self,
+        name: str,
+        url: Callable[[], str | None],
+        *,
+        ttl: float | None,
+        options: Any,
+        log: Callable[[], str | None] = lambda: None,
+        worker: bool = True,
     ) -> None:
-        """``options`` go to the cache: max_entries, namespace."""
+        """``options`` go to the cache: max_entries, namespace. ``log``: where write-back keeps
+        its operations, None = with the cache's own backend; without ``worker`` another process
+        writes them."""
         self._kind = STRATEGIES[name]
         self._url = url
         self._ttl = ttl
         self._options = options
+        self._log = log
+        self._worker = worker
 
     def build(self, source: Source) -> Subject:
         cache, strategy = self._make(source)
@@ -149,9 +174,10 @@ class Strategy(Recipe):
         import cachekit
 
         more: dict[str, Any] = {}
-        if self._kind.name == "write-back":
-            more = {"log": "memory", "batch": 100, "delay": "50ms"}
-            more["store_many"] = source.write_many
+        if self._kind.cls == "WriteBack":
+            kept = self._kind.name != IN_MEMORY
+            more = {"log": self._log() if kept else "memory", "batch": 100, "delay": "50ms"}
+            more |= {"store_many": source.write_many, "worker": self._worker or not kept}
         cache = cachekit.Cache(self._url(), **self._options)
         try:
             strategy = getattr(cachekit, self._kind.cls)(

@@ -33,6 +33,7 @@ class Opening(NamedTuple):
     strategy: str
     ttl: float | None
     options: dict[str, Any]
+    log: str | None = None
 
 
 @dataclass(slots=True)
@@ -135,7 +136,12 @@ class _Reader:
     def open(self, opening: Opening) -> None:
         self._source = opening.source()
         recipe = Strategy(
-            opening.strategy, lambda: opening.url, ttl=opening.ttl, options=opening.options
+            opening.strategy,
+            lambda: opening.url,
+            ttl=opening.ttl,
+            options=opening.options,
+            log=lambda: opening.log,
+            worker=False,  # it only reads
         )
         self._subject = recipe.build(self._source)
 

@@ -22,6 +22,7 @@ class Breaker:
     """Opens after ``failures`` in a row, lets one probe through every ``reset`` seconds."""
 
     __slots__ = (
+        "__weakref__",
         "_clock",
         "_count",
         "_lock",

@@ -15,11 +15,13 @@ from .ops import Dead, Op, OpKind
 
 
 class Buffer:
-    """Operations by key. ``depth`` counts keys with unwritten operations, out ones included."""
+    """Operations by key, of one ``lane`` of a log. ``depth`` counts keys with unwritten
+    operations, out ones included."""
 
-    __slots__ = ("_out", "_version", "_waiting", "dead", "superseded")
+    __slots__ = ("_out", "_version", "_waiting", "dead", "lane", "superseded")
 
-    def __init__(self) -> None:
+    def __init__(self, lane: str = "") -> None:
+        self.lane = lane
         self._waiting: dict[Hashable, Op] = {}  # in order of each key's oldest unwritten operation
         self._out: dict[Hashable, Op] = {}
         self._version = 0
@@ -33,6 +35,8 @@ class Buffer:
     @property
     def ready(self) -> int:
         """How many keys could be taken now."""
+        if not self._out:
+            return len(self._waiting)
         return len(self._waiting) - sum(1 for key in self._out if key in self._waiting)
 
     @property
@@ -42,9 +46,20 @@ class Buffer:
     def knows(self, key: Hashable) -> bool:
         return key in self._waiting or key in self._out
 
-    def offer(self, kind: OpKind, key: Hashable, value: Any, at: float, id: Any = None) -> Op:
-        """Accept the newest operation of a key; it replaces one that is still waiting."""
-        self._version += 1
+    def offer(
+        self,
+        kind: OpKind,
+        key: Hashable,
+        value: Any,
+        at: float,
+        id: Any = None,
+        *,
+        version: int | None = None,
+    ) -> Op:
+        """Accept the newest operation of a key; it replaces one that is still waiting.
+
+        ``version``: given by a log, and greater than any before; else it is counted here."""
+        self._version = self._version + 1 if version is None else version
         old = self._waiting.get(key)
         if old is not None:
             self.superseded += 1
@@ -55,6 +70,7 @@ class Buffer:
             value,
             id,
             self._version,
+            lane=self.lane,
             since=old.since if old is not None else self._version,
             at=old.at if old is not None else at,
         )

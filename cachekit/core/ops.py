@@ -12,11 +12,13 @@ class OpKind(enum.Enum):
     DELETE = "delete"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Op:
     """One write on its way to the source. Versions come from the log and only grow.
 
-    ``key`` is the cache's key, ``id`` what the source's functions are given."""
+    ``key`` is the cache's key, ``id`` what the source's functions are given. ``lane`` names the
+    log's partition, and ``epoch`` grows with every batch of a lane that is given to the sink,
+    whoever gives it: what a source compares to refuse a writer that woke up too late."""
 
     key: Any
     kind: OpKind
@@ -24,6 +26,7 @@ class Op:
     id: Any = None
     version: int = 0
     epoch: int = 0
+    lane: str = ""
     attempts: int = 0
     since: int = 0  # version of the oldest unwritten operation this one stands for
     at: float = 0.0  # monotonic seconds of its acceptance

@@ -20,6 +20,18 @@ from ..core.deadline import Deadline
 from ..core.notes import Note, NoteKind
 from ..core.ops import Dead, Flushed, Op, OpKind
 from .bus import MOST_EVENT, Bus, Ears, Stream, World
+from .log import (
+    OWNER_BYTES,
+    Bounds,
+    FencingSink,
+    Letter,
+    Log,
+    LogFactory,
+    Look,
+    Record,
+    Sink,
+    Standing,
+)
 from .slots import (
     NOTHING,
     TOKEN_BYTES,
@@ -36,21 +48,27 @@ from .slots import (
 __all__ = [
     "MOST_EVENT",
     "NOTHING",
+    "OWNER_BYTES",
     "TOKEN_BYTES",
     "Asking",
     "AsyncLoader",
     "Backend",
     "BackendFactory",
+    "Bounds",
     "Bus",
     "Codec",
     "Dead",
     "Ears",
+    "FencingSink",
     "Filling",
     "Flushed",
     "Grant",
     "Item",
+    "Letter",
     "Loader",
     "Log",
+    "LogFactory",
+    "Look",
     "Nonces",
     "Note",
     "NoteKind",
@@ -58,10 +76,12 @@ __all__ = [
     "Op",
     "OpKind",
     "Reading",
+    "Record",
     "Sink",
     "Slot",
     "SlotState",
     "Slots",
+    "Standing",
     "Store",
     "Stream",
     "World",
@@ -108,7 +128,7 @@ class Backend(Protocol):
     name: str
     shared: bool
     bus: Bus | None
-    log: Callable[[World], Log] | None
+    log: LogFactory | None
 
     def open(self, world: World) -> Store:
         """The store for this world; raises ConfigurationError where it has no such face."""
@@ -120,48 +140,6 @@ class BackendFactory(Protocol):
     ``timeout`` is the call budget in seconds, for drivers that want it at connect."""
 
     def __call__(self, url: str, *, namespace: str, timeout: float) -> Backend: ...
-
-
-# -- write-back --------------------------------------------------------------------------
-
-
-class Log(Protocol):
-    """The queue between put and source. ``level``: memory, process, host or replicated.
-
-    At most one batch per key is out at a time; per key versions leave in order."""
-
-    level: str
-
-    async def append(
-        self, kind: OpKind, key: Any, value: Any, deadline: Deadline, id: Any = None
-    ) -> Op:
-        """Accept one operation: it is kept when this returns. Raises QueueFull at the bound."""
-
-    def pending(self, key: Any) -> Op | None:
-        """The newest unwritten operation of a key: the overlay."""
-
-    async def take(self, limit: int) -> list[Op]:
-        """The next batch, coalesced: one operation per key, none of a key already out."""
-
-    async def ack(self, ops: Sequence[Op]) -> None: ...
-
-    async def nack(self, ops: Sequence[Op]) -> None: ...
-
-    async def park(self, op: Op, error: str) -> None: ...
-
-    def depth(self) -> int: ...
-
-    def oldest(self) -> float | None:
-        """When the oldest unwritten operation was accepted (monotonic seconds)."""
-
-    def dead(self) -> list[Dead]: ...
-
-
-class Sink(Protocol):
-    """Writes a batch to the source. Raises to fail the whole batch; or answers a mapping
-    {id: exception} of what failed, everything else being applied."""
-
-    def write_many(self, ops: Sequence[Op]) -> Any: ...
 
 
 # -- codecs ------------------------------------------------------------------------------

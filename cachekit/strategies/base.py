@@ -183,26 +183,32 @@ class Strategy:
         return [t.tag(scope) for t in usable]
 
     def _job(self, id: Any) -> Job:
-        return Job(
-            self.recipe, self.place(id), lambda world: self.source.loaded(world, id), self._tags(id)
-        )
+        return Job(self.recipe, self.place(id), lambda world: self._load(world, id), self._tags(id))
+
+    async def _load(self, world: AnyWorld, id: Any) -> Outcome:
+        """One value from the system of record."""
+        return await self.source.loaded(world, id)
+
+    async def _load_many(self, world: AnyWorld, ids: Sequence[Any]) -> Outcome:
+        """{id: value} of those the system of record has."""
+        return await self.source.loaded_many(world, ids)
 
     # -- the verbs, once for both worlds --------------------------------------------------
 
     async def _get(self, world: AnyWorld, id: Any) -> Outcome:
         if self._parts.off:
-            return await self.source.loaded(world, id)
+            return await self._load(world, id)
         return await self._parts.reader.read(world, self._job(id))
 
     async def _get_many(self, world: AnyWorld, ids: Sequence[Any]) -> Outcome:
         if self._parts.off:
-            outcome = await self.source.loaded_many(world, ids)
+            outcome = await self._load_many(world, ids)
             if outcome.error is not None:
                 return outcome
             return Outcome({id: v for id, v in outcome.value.items() if v is not None})
 
         async def load(world: AnyWorld, positions: Sequence[int]) -> Outcome:
-            outcome = await self.source.loaded_many(world, [ids[i] for i in positions])
+            outcome = await self._load_many(world, [ids[i] for i in positions])
             if outcome.error is not None:
                 return outcome
             # What the source has not is None: known to be absent, and cached as such.

@@ -8,10 +8,9 @@ stands alone, which is then tried ``attempts`` times and parked as a dead letter
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from tenacity import RetryCallState
@@ -21,15 +20,21 @@ from tenacity.wait import wait_base, wait_random_exponential
 from ..core.ops import Flushed, Op
 from ..core.outcome import Outcome
 from ..core.policy import Batching, Retrying
-from ..logs.memory import MemoryLog
+from ..errors import BackendError, FencedOut
+from ..logs.queue import Marks, Queue
 from ..observe import Meter, log
 from ..runtime import AnyWorld, AsyncioWorld, Runtime, drive
+from .drain import Lost
 from .intent import outcome_unknown
+from .waiting import heard, until_due
 
 # Applies a batch: the outcome's value is {id: error} of what failed (or None).
 Apply = Callable[[AnyWorld, Sequence[Op]], Awaitable[Outcome]]
 # Called with what was applied or parked, before the log lets go of it.
 Settled = Callable[[AnyWorld, Sequence[Op]], Awaitable[None]]
+
+END = -1.0
+LOOK = 0.02  # seconds between looks at a log that other processes drain too
 
 
 class Flusher:
@@ -41,7 +46,7 @@ class Flusher:
         name: str,
         runtime: Runtime,
         meter: Meter,
-        queue: MemoryLog,
+        queue: Queue,
         apply: Apply,
         written: Settled,
         refused: Settled,
@@ -65,10 +70,10 @@ class Flusher:
         self._stop = stop or stop_after_attempt(retrying.attempts)
         self._lock = threading.Lock()
         self._worker: object | None = None
-        self._hurry = 0  # flush everything up to this version without waiting for a full batch
         self._ending = threading.Event()
         self._next_batch = 0.0
         self.threadless = False  # the interpreter is ending: no worker can start
+        weakref.finalize(self, queue.hurry_all).atexit = False  # dropped: its worker ends
 
     # -- starting and ending --------------------------------------------------------------
 
@@ -79,13 +84,17 @@ class Flusher:
         with self._lock:
             if self._alive():
                 return
+            held = weakref.ref(self)
             if self._is_async and isinstance(world, AsyncioWorld):
                 self._worker = world
-                if not world.spawn(lambda: self._work(world), f"flush {self.name}"):
+                if not world.spawn(lambda: _serve(held, world), f"flush {self.name}"):
                     self._worker = None  # too many tasks; the next put or flush tries again
                 return
+            if self._is_async:
+                return  # no loop to run it in
+            threads = self.runtime.threads
             thread = threading.Thread(
-                target=lambda: drive(self._work(self.runtime.threads)),
+                target=lambda: drive(_serve(held, threads)),
                 name=f"cachekit-flush-{self.name}",
                 daemon=True,
             )
@@ -115,108 +124,102 @@ class Flusher:
         self._ending.set()
         end = self.runtime.clock() + timeout
         while self.runtime.clock() < end:
-            batch = await self.queue.take(self.batching.size)
-            if not batch or not await self._carry(world, batch):
-                return
+            await self.queue.feed(world)
+            batch = self.queue.take(self.batching.size)
+            if not batch or not await self._carried(world, batch):
+                break
+        await self.queue.release(world)
 
     def flush(self, timeout: float | None) -> Flushed:
         """Block until what was accepted before this call is applied or parked, or the time is
         over; says which. Not from inside the loop of an async sink: use the async face there."""
-        mark, before = self._begin()
+        threads = self.runtime.threads
+        marks, before = drive(self._begin(threads))
         end = None if timeout is None else self.runtime.clock() + timeout
-        if before[0] and not self._is_async:
-            self.start(self.runtime.threads)
-        while self.queue.undone(mark) and self._alive() and self._advances():
-            left = 0.5 if end is None else end - self.runtime.clock()
+        if before[0]:
+            self.start(threads)
+        most = LOOK if self.queue.durable else 0.5
+        while (undone := drive(self.queue.undone(threads, marks))) and self._waits():
+            left = most if end is None else end - self.runtime.clock()
             if left <= 0:
                 break
-            self.queue.wait_for_change(min(left, 0.5))
-        return self._report(mark, before)
+            self.queue.wait_for_change(min(left, most))
+        return drive(self._report(threads, before, undone))
 
     async def flush_async(self, world: AsyncioWorld, timeout: float | None) -> Flushed:
-        mark, before = self._begin()
+        marks, before = await self._begin(world)
         end = None if timeout is None else self.runtime.clock() + timeout
         if before[0]:
             self.start(world)
-        while self.queue.undone(mark) and self._alive():
+        pause = LOOK if self.queue.durable else 0.005
+        while (undone := await self.queue.undone(world, marks)) and self._waits():
             if end is not None and self.runtime.clock() >= end:
                 break
-            await world.sleep(0.005)
-        return self._report(mark, before)
+            await world.sleep(pause)
+        return await self._report(world, before, undone)
+
+    def _waits(self) -> bool:
+        """Whether there is anybody to wait for: another process may drain a durable log."""
+        return self.queue.durable or (self._alive() and self._advances())
 
     def end(self, timeout: float) -> None:
         """Let the worker finish the batch it has and stop; wait for that at most ``timeout``."""
         self._ending.set()
-        self.queue.wake()
+        self.queue.hurry_all()
         worker = self._worker
         if isinstance(worker, threading.Thread) and worker is not threading.current_thread():
             worker.join(timeout)
 
-    def _begin(self) -> tuple[int, tuple[int, int]]:
-        mark = self.queue.mark()
-        before = (self.queue.undone(mark), len(self.queue.dead()))
-        self._hurry = max(self._hurry, mark)
-        self.queue.wake()
-        return mark, before
+    async def _begin(self, world: AnyWorld) -> tuple[Marks, tuple[int, int]]:
+        marks = await self.queue.mark(world)
+        before = (await self.queue.undone(world, marks), await self.queue.letters_count(world))
+        self.queue.hurry(marks)
+        return marks, before
 
-    def _report(self, mark: int, before: tuple[int, int]) -> Flushed:
-        left = self.queue.undone(mark)
-        dead = self.queue.dead()[before[1] :]
-        parked = sum(1 for letter in dead if letter.op.version <= mark)
+    async def _report(self, world: AnyWorld, before: tuple[int, int], left: int) -> Flushed:
+        parked = max(0, await self.queue.letters_count(world) - before[1])
+        errors = [letter.error for letter in self.queue.dead()][-parked:] if parked else []
         return Flushed(
             applied=max(0, before[0] - left - parked),
             parked=parked,
             left=left,
             complete=left == 0,
-            errors=[letter.error for letter in dead][:10],
+            errors=errors[:10],
         )
 
     # -- working --------------------------------------------------------------------------
 
-    def _due(self) -> bool:
-        return self._ending.is_set() or (self._hurry > 0 and self.queue.undone(self._hurry) > 0)
+    async def turn(self, world: AnyWorld) -> float | None:
+        """At most one batch. Seconds until there may be something to do, None = when told; END
+        when the worker's work is over."""
+        ending, queue = self.ended, self.queue
+        if ending and queue.durable:
+            return END  # what is left is not lost
+        pause = await queue.feed(world)
+        due = queue.due_in(self.batching.size, self.batching.delay)
+        if due is None or due > 0:
+            return END if ending else pause
+        batch = queue.take(self.batching.size)
+        if not batch:
+            return END if ending else pause
+        await self._pace(world)
+        self.meter.time("batch_size", float(len(batch)))
+        return 0.0 if await self._carried(world, batch) else END
 
-    async def _work(self, world: AnyWorld) -> None:
-        batching, mine = self.batching, self._worker
+    async def _carried(self, world: AnyWorld, batch: Sequence[Op]) -> bool:
+        """Carry a batch; whatever happens, what is not settled waits again."""
         try:
-            while True:
-                await self._until_due(world)
-                batch = await self.queue.take(batching.size)
-                if not batch:
-                    if self._ending.is_set():
-                        return
-                    continue
-                await self._pace(world)
-                self.meter.time("batch_size", float(len(batch)))
-                try:
-                    if not await self._carry(world, batch):
-                        return
-                except BaseException:
-                    # Cancelled, or a fault of ours: what is not settled waits again.
-                    await self.queue.nack(batch)
-                    raise
-        except Exception:
-            log.exception("%s: the write-back worker failed; it starts again", self.name)
-            self.meter.event("worker_errors", strategy=self.name)
-            await self._pause(world, 0.1)
-            self._worker = None
-            if not self._ending.is_set():
-                self.start(world)
-        finally:
-            if self._worker is mine:
-                self._worker = None  # ended, or its loop is ending: the next put starts another
+            return await self._carry(world, batch)
+        except Lost:
+            self.meter.count("batches_lost")
+            return True
+        except BaseException:  # cancelled, the log away, or a fault of ours
+            await self.queue.nack(world, batch)
+            raise
 
-    async def _until_due(self, world: AnyWorld) -> None:
-        size, delay = self.batching.size, self.batching.delay
-        if not isinstance(world, AsyncioWorld):
-            self.queue.wait_for_work(size, delay, self._due)
-            return
-        while True:
-            async with heard(self.queue) as changed:
-                left = self.queue.due_in(size, delay, self._due)
-                if left is not None and left <= 0:
-                    return
-                await changed(left)
+    @property
+    def ended(self) -> bool:
+        return self._ending.is_set()
 
     async def _pause(self, world: AnyWorld, seconds: float) -> None:
         """Wait, but not beyond the order to end."""
@@ -224,9 +227,9 @@ class Flusher:
             self._ending.wait(seconds)
             return
         end = self.runtime.clock() + seconds
-        while not self._ending.is_set() and (left := end - self.runtime.clock()) > 0:
+        while not self.ended and (left := end - self.runtime.clock()) > 0:
             async with heard(self.queue) as changed:
-                if not self._ending.is_set():
+                if not self.ended:
                     await changed(left)
 
     async def _pace(self, world: AnyWorld) -> None:
@@ -242,20 +245,20 @@ class Flusher:
         """Apply a batch completely: every operation ends applied or parked.
 
         False: the flusher is ending and the source does not answer; what is left of the batch
-        is back in the log, and the worker must not take it again."""
+        is back in the log, and the worker must not take it again. Raises Lost."""
         attempt = 0
         while True:
             attempt += 1
-            outcome = await self._apply(world, batch)
+            outcome = await self._apply(world, await self.queue.delivery(world, batch))
             error = outcome.error
+            if isinstance(error, FencedOut):
+                await self._fenced(world, batch)
             if error is None:
                 failed = refused(outcome.value)
-                done = [op for op in batch if op.id not in failed]
+                done = [op for op in batch if op.id not in failed] if failed else batch
                 if done:
-                    await self._written(world, done)
-                    await self.queue.ack(done)
-                    self.meter.count("writes_applied", len(done))
-                rest = [op for op in batch if op.id in failed]
+                    await self._settle(world, done)
+                rest = [op for op in batch if op.id in failed] if failed else ()
                 if not rest:
                     return True
                 if len(batch) > 1:
@@ -271,16 +274,42 @@ class Flusher:
             if not outage and self._stop(state):
                 await self._park(world, batch[0], error)
                 return True
-            if self._ending.is_set():
-                await self.queue.nack(batch)
+            if self.ended:
+                await self.queue.nack(world, batch)
                 return False
             self.meter.count("retries")
             await self._pause(world, self._wait(state))
 
+    async def _settle(self, world: AnyWorld, done: Sequence[Op]) -> None:
+        """The source has them: tell the caches, then the log, however long that takes."""
+        await self._written(world, done)
+        while True:
+            try:
+                await self.queue.ack(world, done)
+                break
+            except BackendError as error:
+                self.meter.event("log_errors", lane=self.name, error=type(error).__name__)
+                if self.ended:
+                    raise
+                await self._pause(world, 0.2)
+        self.meter.count("writes_applied", len(done))
+
+    async def _fenced(self, world: AnyWorld, batch: Sequence[Op]) -> None:
+        """A newer owner has written: nothing of this batch was applied. Raises Lost."""
+        self.meter.event("fenced_writes", count=len(batch))
+        log.error(
+            "%s: the source refused %d writes of an owner that is not the newest: they are "
+            "read from the log again by whoever owns it",
+            self.name,
+            len(batch),
+        )
+        await self.queue.fenced(world, batch)
+        raise Lost(self.name)
+
     async def _park(self, world: AnyWorld, op: Op, error: BaseException) -> None:
         # Hidden first: once it has left the log, a flush may return and reads must be right.
         await self._refused(world, [op])
-        await self.queue.park(op, f"{type(error).__name__}: {error}")
+        await self.queue.park(world, op, f"{type(error).__name__}: {error}")
         self.meter.event("dead_letters", strategy=self.name)
         log.error(
             "%s: version %d of a key was refused by the sink and parked: %s",
@@ -289,32 +318,40 @@ class Flusher:
             type(error).__name__,
         )
 
+    async def stopped(self, world: AnyWorld, worker: object | None, *, failed: bool) -> None:
+        """A worker ended: where it failed, another takes its place."""
+        if failed:
+            self.meter.event("worker_errors", strategy=self.name)
+            await self._pause(world, 0.1)
+        if self._worker is worker:
+            self._worker = None  # the next put or flush starts another
+        if failed and not self.ended:
+            self.start(world)
 
-@asynccontextmanager
-async def heard(queue: MemoryLog) -> AsyncIterator[Callable[[float | None], Awaitable[None]]]:
-    """A wait (seconds at most, or None) for the log's next change, for an event loop: look at
-    the log inside, then wait, and no change is missed."""
-    loop = asyncio.get_running_loop()
-    event = asyncio.Event()
 
-    def wake() -> None:
-        try:
-            loop.call_soon_threadsafe(event.set)
-        except RuntimeError:  # the loop closed
-            return
-
-    async def changed(seconds: float | None) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await event.wait()
-        except TimeoutError:
-            return
-
-    queue.listen(wake)
+async def _serve(held: weakref.ref[Flusher], world: AnyWorld) -> None:
+    """The worker. While nothing waits in this process it does not keep its strategy alive."""
+    flusher = held()
+    if flusher is None:
+        return
+    queue, batching, mine = flusher.queue, flusher.batching, flusher._worker
+    failed = False
     try:
-        yield changed
+        while flusher is not None:
+            pause = await flusher.turn(world)
+            if pause == END:
+                break
+            flusher = None
+            await until_due(queue, world, batching, pause)
+            flusher = held()
+        await queue.release(world)
+    except Exception:
+        failed = True
+        log.exception("a write-back worker failed; it starts again")
     finally:
-        queue.unlisten(wake)
+        flusher = flusher or held()
+        if flusher is not None:
+            await flusher.stopped(world, mine, failed=failed)
 
 
 def _state(attempt: int, error: BaseException) -> RetryCallState:

@@ -40,6 +40,7 @@ class Parts:
     clock: Any  # what generated wrappers compare with: a callable, or a ticker
     coarse: bool
     count: str
+    namespace: str = ""
     tables: dict[str, Table] = field(default_factory=dict)
     switches: list[Callable[[bool], None]] = field(default_factory=list)
     closers: list[Any] = field(default_factory=list)  # write-back strategies, to drain

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import threading
 import weakref
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from ..core.entry import MISSING
 from ..core.ops import Dead, Flushed, Op, OpKind
 from ..core.outcome import Outcome
-from ..core.place import Place
-from ..core.policy import Batching, Retrying, seconds
-from ..errors import ConfigurationError, WriteBackClosed
-from ..logs.memory import MemoryLog
+from ..core.policy import Batching, Retrying
+from ..errors import BackendError, CacheKitError, QueueFull, WriteBackClosed
+from ..logs.queue import Queue
 from ..observe import log
-from ..runtime import AnyWorld, AsyncioWorld, drive
+from ..protocols import Log, Record, Standing
+from ..runtime import AnyWorld, drive
 from .aio import CLOSE_TIMEOUT
 from .base import Strategy
-from .flusher import Flusher, heard, refused
+from .flusher import Flusher
+from .held import Backlog, Held, Item
 from .parts import Parts
-from .source import call
+from .source import is_async
+from .write_back_parts import Delivery, Options, journal_for, options_from
 from .writer import Written
 
 # How long close waits for a batch under way when its own time is over, in seconds.
@@ -32,49 +35,49 @@ class WriteBack(Strategy):
     """Fast writes: ``put`` and ``delete`` return when the operation is in the log; a worker
     writes batches of ``batch`` operations, or what has waited ``delay``, newest per key only.
 
-    ``log="memory"`` is the only level so far: what is not yet written dies with the process, so it
-    must be asked for. Reads of this process see the unwritten value at once; other processes see
-    it when it is in the source. At most ``max_pending`` keys wait: then a put blocks up to
-    ``block`` and raises QueueFull; nothing is ever dropped. ``store_many`` may return
-    {id: exception} for rows it refused. ``wait``/``stop`` are tenacity objects. ``flush`` and
-    ``close`` tell what was applied, parked and left."""
+    ``log``: where an accepted operation waits. ``sqlite:///orders.log``, one file for all
+    processes of the host; ``redis://...``, for many hosts; a :class:`~cachekit.protocols.Log`;
+    ``"memory"``, which dies with the process and so must be asked for. None: the log of the cache's
+    own backend, where it has one. ``level``: what it survives: "process" (kill -9; the default),
+    "host" (power loss), "replicated" (Redis). Reads see an unwritten value at once, in every
+    process that shares the log; what a read does while the log can not be asked is
+    ``log_away``: "raise" (the default), or "source", which may then be older.
+
+    At most ``max_pending`` operations of ``max_bytes`` in all wait: then a put blocks up to
+    ``block`` and raises QueueFull, or with ``full="write_through"`` writes the source itself;
+    nothing is ever dropped. ``sink``: an object with ``write_many(ops)``, or a function of the
+    operations, in place of ``store_many`` and ``delete_many``; these may return {id: exception}
+    for rows they refused. ``wait_between``/``stop`` are tenacity objects. ``worker=False``: another
+    process (``cachekit worker``) writes the batches. ``lease``: seconds for which a worker that
+    hangs keeps others from taking over. ``flush`` and ``close`` tell what was applied, parked and
+    left."""
 
     description = "a write is logged, and reaches the source in batches"
 
     def _own_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        self._log_name = options.pop("log", None)
-        self._sink = options.pop("sink", None)
-        self._batching = Batching(
-            size=options.pop("batch", 100),
-            delay=seconds(options.pop("delay", 0.2), "delay"),
-            max_pending=options.pop("max_pending", 10_000),
-            block=seconds(options.pop("block", 5.0), "block"),
-            rate=options.pop("rate", None),
-        )
-        retry = options.pop("retry", None)
-        if retry is not None and not isinstance(retry, Retrying):
-            raise ConfigurationError("retry: give a cachekit.Retrying, or wait_between= and stop=")
-        self._retrying = retry or Retrying()
-        self._tenacity = {
-            "wait": options.pop("wait_between", None),
-            "stop": options.pop("stop", None),
-        }
-        if self._log_name != "memory":
-            raise ConfigurationError(
-                f'WriteBack(log={self._log_name!r}): no such log; say log="memory" for the one in '
-                "this process's memory (unwritten operations are lost if the process dies)"
-            )
+        self._asked: Options = options_from(options)
+        self._batching: Batching = self._asked.batching
+        self._retrying: Retrying = self._asked.retrying
+        sink = self._asked.sink
+        if sink is not None and is_async(sink.write_many):
+            self.is_async = True
         return options
 
     def _bind(self, parts: Parts) -> None:
         super()._bind(parts)
         self._closed = False
-        self._order = threading.RLock()
+        self._stood: tuple[Standing, float | None] = (Standing(), None)
+        self._log: Log | None = self._asked.log_for(parts, self.name)
+        if self._log is not None and not self._log.tells and parts.far is None:
+            # Nobody would tell this process of what others write: it keeps no copies.
+            self.policy = self.policy.but(ttl=0.0, negative_ttl=None)
+            self.recipe = replace(self.recipe, policy=self.policy)
+        self._delivery = Delivery(self.source, self._asked.sink)
         self._start_over()
         parts.closers.append(self)
-        parts.reader.filler.dirty.append(lambda ident: self.log.knows(ident))
-        parts.runtime.on_fork(self._start_over)
         mine = weakref.ref(self)
+        parts.runtime.on_fork(self._start_over)
+        parts.reader.filler.dirty.append(lambda ident: _knows(mine, ident))
 
         def at_exit() -> None:
             strategy = mine()
@@ -86,22 +89,53 @@ class WriteBack(Strategy):
 
     def _start_over(self) -> None:
         # Also in a forked child: it flushes nothing of the parent's.
-        runtime = self._parts.runtime
-        self._order = threading.RLock()
-        self.log = MemoryLog(runtime.clock, self._batching.max_pending)
+        parts, runtime = self._parts, self._parts.runtime
+        if self._log is None:
+            held = Held(
+                parts, self.policy, self.name, self._batching.max_pending, self._start, self._shut
+            )
+            self._backlog: Backlog = held
+            self._held: Held | None = held
+        else:
+            self._held = None
+            self._backlog = journal_for(
+                parts,
+                self._log,
+                self.name,
+                self.recipe.codec,
+                self._asked,
+                self._delivery.last_epoch,
+                start=self._start,
+                closed=self._shut,
+                unreadable=self._unreadable,
+                lease=self.policy.write_lease,
+            )
         self._flusher = Flusher(
             self.name,
             runtime,
-            self._parts.meter,
-            self.log,
-            self._apply,
+            parts.meter,
+            self._backlog.queue,
+            self._delivery.apply,
             self._written,
             self._refused,
             batching=self._batching,
             retrying=self._retrying,
             is_async=self.is_async,
-            **self._tenacity,
+            wait=self._asked.wait,
+            stop=self._asked.stop,
         )
+
+    @property
+    def log(self) -> Queue:
+        """This process's queue before the sink."""
+        return self._backlog.queue
+
+    def _start(self, world: AnyWorld) -> None:
+        if self._asked.works:
+            self._flusher.start(world)
+
+    def _shut(self) -> Exception | None:
+        return WriteBackClosed(f"{self.name} is closed") if self._closed else None
 
     # -- writing --------------------------------------------------------------------------
 
@@ -114,109 +148,114 @@ class WriteBack(Strategy):
     async def _accept(
         self, world: AnyWorld, kind: OpKind, pairs: Sequence[tuple[Any, Any]]
     ) -> Outcome:
-        lacking = None if self._sink is not None else self.source.lacks(kind)
+        lacking = None if self._asked.sink is not None else self.source.lacks(kind)
         if lacking is not None:
             return lacking
-        deadline = world.deadline(self._batching.block)
-        places = [self.place(id) for id, _ in pairs]
         # Tags that can not be made fail the call here, not the worker later.
-        tags = [self._tags(id, value) for id, value in pairs]
+        items = [Item(self.place(id), id, value, self._tags(id, value)) for id, value in pairs]
         for id, value in pairs:
             self._dropped(id, value)
-        for (id, value), place, labels in zip(pairs, places, tags, strict=True):
-            while True:
-                # One lock over log and near tier: both see racing puts in one order.
-                with self._order:
-                    if self._closed:
-                        return Outcome(
-                            error=WriteBackClosed(f"{self.name} is closed; {id!r} was not accepted")
-                        )
-                    op = self.log.append_now(kind, place.ident, value, id)
-                    if op is not None:
-                        self._show(kind, place, value, labels)
-                        break
-                self._flusher.start(world)
-                if deadline.passed():
-                    return Outcome(error=self.log.full())
-                await self._room(world, deadline.left())
-        self._flusher.start(world)
-        return Outcome(Written())
+        through = self._asked.full == "write_through"
+        deadline = world.deadline(0.0 if through else self._batching.block)
+        if self._held is not None:
+            self._held.queue.keeper = self  # nothing accepted goes with a strategy that is dropped
+        outcome = await self._backlog.accept(world, kind, items, deadline)
+        if through and isinstance(outcome.error, QueueFull):
+            outcome = await self._through(world, kind, items, outcome.error)
+        self._start(world)
+        return outcome
 
-    async def _room(self, world: AnyWorld, seconds: float) -> None:
-        """Wait until something leaves the log, in no thread that the worker could need."""
-        if not isinstance(world, AsyncioWorld):
-            self.log.wait_for_room(seconds)
-            return
-        async with heard(self.log) as changed:
-            if not self.log.has_room():
-                await changed(seconds)
+    async def _through(
+        self, world: AnyWorld, kind: OpKind, items: Sequence[Item], full: QueueFull
+    ) -> Outcome:
+        """Write what found no room to the source, unless an older write of its key waits: that
+        one must come first, so this one waits for room."""
+        rest = [item for item in items if item.id not in full.accepted]
+        outcome = await self._backlog.pending(world, [item.place for item in rest])
+        if outcome.error is not None:
+            return outcome
+        free = {
+            item.id: item.value
+            for item, waiting in zip(rest, outcome.value, strict=True)
+            if waiting is None
+        }
+        if free and kind is OpKind.PUT:
+            outcome = await self._write_around(world, free, fill=False)
+        elif free:
+            outcome = await self._delete_around(world, list(free))
+        if outcome.error is not None:
+            return outcome
+        held = [item for item in rest if item.id not in free]
+        if not held:
+            return Outcome(Written())
+        deadline = world.deadline(self._batching.block)
+        return await self._backlog.accept(world, kind, held, deadline)
 
-    def _show(self, kind: OpKind, place: Place, value: Any, tags: tuple[str, ...]) -> None:
-        """Let reads of this process see the operation."""
-        parts = self._parts
-        self._detach([place.ident])
-        filler = parts.reader.filler
-        span = filler.span(self.policy, value, 0.0, self.name) if kind is OpKind.PUT else None
-        near_span = None
-        if span is not None and not parts.off:
-            near_span = parts.coherence.span(span, 0.0, parts.runtime.clock())
-        if near_span is None or not parts.near.store(
-            place, value, near_span, tags=tags, seq=parts.near.seq
-        ):
-            parts.near.kill([place])
+    # -- reading --------------------------------------------------------------------------
 
-    def _detach(self, idents: Iterable[Hashable]) -> None:
-        for world in self._parts.runtime.worlds():
-            for ident in idents:
-                world.flights.detach(ident)
-
-    # -- reading: the overlay first -------------------------------------------------------
+    def _hit(self, id: Any) -> Any:
+        return super()._hit(id) if self._backlog.hits else MISSING
 
     async def _get(self, world: AnyWorld, id: Any) -> Outcome:
-        op = self.log.pending(self.place(id).ident)
-        if op is not None:
-            return Outcome(op.value)
+        if self._looks_first:
+            outcome = await self._backlog.pending(world, [self.place(id)])
+            if outcome.error is not None:
+                return outcome
+            (waiting,) = outcome.value
+            if waiting is not None:
+                return Outcome(waiting.value)
         return await super()._get(world, id)
 
     async def _get_many(self, world: AnyWorld, ids: Sequence[Any]) -> Outcome:
-        waiting = {id: self.log.pending(self.place(id).ident) for id in ids}
-        dirty = {id: op for id, op in waiting.items() if op is not None}
-        clean = [id for id in ids if id not in dirty]
-        outcome = await super()._get_many(world, clean) if clean else Outcome({})
-        if outcome.error is not None or not dirty:
+        if not self._looks_first:
+            return await super()._get_many(world, ids)
+        return await self._merged(world, ids, super()._get_many)
+
+    @property
+    def _looks_first(self) -> bool:
+        """Whether reads look into the backlog before they look anywhere else."""
+        return self._held is not None or not self._backlog.hits
+
+    async def _load(self, world: AnyWorld, id: Any) -> Outcome:
+        if not self._looks_first:
+            outcome = await self._backlog.pending(world, [self.place(id)])
+            if outcome.error is not None:
+                return outcome
+            if outcome.value[0] is not None:
+                return Outcome(outcome.value[0].value)
+        return await super()._load(world, id)
+
+    async def _load_many(self, world: AnyWorld, ids: Sequence[Any]) -> Outcome:
+        if self._looks_first:
+            return await super()._load_many(world, ids)
+        return await self._merged(world, ids, super()._load_many)
+
+    async def _merged(self, world: AnyWorld, ids: Sequence[Any], clean: Any) -> Outcome:
+        """What waits, and the rest from ``clean``."""
+        outcome = await self._backlog.pending(world, [self.place(id) for id in ids])
+        if outcome.error is not None:
             return outcome
-        written = {id: op.value for id, op in dirty.items() if op.value is not None}
-        return Outcome({**outcome.value, **written})
+        waiting = {id: found for id, found in zip(ids, outcome.value, strict=True) if found}
+        rest = [id for id in ids if id not in waiting]
+        outcome = await clean(world, rest) if rest else Outcome({})
+        if outcome.error is not None or not waiting:
+            return outcome
+        dirty = {id: found.value for id, found in waiting.items() if found.value is not None}
+        return Outcome({**outcome.value, **dirty})
 
     # -- the worker's side ----------------------------------------------------------------
 
-    async def _apply(self, world: AnyWorld, ops: Sequence[Op]) -> Outcome:
-        if self._sink is not None:
-            return await call(world, self._sink.write_many, list(ops))
-        failed: dict[Any, BaseException] = {}
-        for part in _distinct(ops):
-            puts = {op.id: op.value for op in part if op.kind is OpKind.PUT}
-            deletes = [op.id for op in part if op.kind is OpKind.DELETE]
-            if puts:
-                outcome = await self.source.stored_many(world, puts)
-                if outcome.error is not None:
-                    return outcome
-                failed.update(refused(outcome.value))
-            if deletes:
-                outcome = await self.source.deleted_many(world, deletes)
-                if outcome.error is not None:
-                    return outcome
-                failed.update(refused(outcome.value))
-        return Outcome(failed)
-
     async def _written(self, world: AnyWorld, ops: Sequence[Op]) -> None:
-        """The source has them: whatever other processes loaded before is outdated."""
+        """The source has them: whatever was loaded before is outdated."""
         texts = [str(op.key) for op in ops]
         drops = [t for op in ops for t in self._dropped(op.id, op.value)]
         invalidator = self._parts.invalidator
         await invalidator.tell(world, texts, drops, replay=True)
         # Before the log lets go: loads that began while the key was dirty saw the old row.
-        self._detach([op.key for op in ops])
+        if self._held is not None:
+            self._detach([op.key for op in ops])
+        else:
+            invalidator.detach([self.place(op.id) for op in ops], ())
         if drops:
             invalidator.detach((), drops)
 
@@ -225,6 +264,16 @@ class WriteBack(Strategy):
         invalidator = self._parts.invalidator
         await invalidator.tell(world, [str(op.key) for op in ops], (), replay=True)
         invalidator.detach([self.place(op.id) for op in ops], ())
+
+    async def _unreadable(self, world: AnyWorld, records: Sequence[Record]) -> None:
+        invalidator = self._parts.invalidator
+        await invalidator.tell(world, [record.key for record in records], (), replay=True)
+        invalidator.forget_near()
+
+    def _detach(self, idents: Iterable[Hashable]) -> None:
+        for world in self._parts.runtime.worlds():
+            for ident in idents:
+                world.flights.detach(ident)
 
     # -- draining -------------------------------------------------------------------------
 
@@ -236,59 +285,104 @@ class WriteBack(Strategy):
         return await self._flusher.flush_async(self._parts.runtime.asyncio(), timeout)
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> Flushed:
-        self._shut()
-        deadline = self._parts.runtime.threads.deadline(timeout)
-        flushed = self._flusher.flush(timeout)
-        self._flusher.end(max(LAST_BATCH, deadline.left()))
-        atexit.unregister(self._at_exit)
-        return flushed
+        self._end()
+        runtime = self._parts.runtime
+        deadline = runtime.threads.deadline(timeout)
+        try:
+            return self._flusher.flush(timeout if self._asked.works else 0.0)
+        except BackendError as error:  # the log: what is in it stays there
+            return Flushed(complete=False, errors=[str(error)])
+        finally:
+            self._flusher.end(max(LAST_BATCH, deadline.left()))
+            if self._log is not None:
+                drive(self._log.close(runtime.threads))
+            atexit.unregister(self._at_exit)
 
     async def _close_async(self, timeout: float) -> Flushed:
-        self._shut()
-        flushed = await self._flush_async(timeout)
-        await self._parts.runtime.asyncio().aside(self._flusher.end, LAST_BATCH)
-        atexit.unregister(self._at_exit)
-        return flushed
+        self._end()
+        world = self._parts.runtime.asyncio()
+        try:
+            return await self._flush_async(timeout if self._asked.works else 0.0)
+        except BackendError as error:
+            return Flushed(complete=False, errors=[str(error)])
+        finally:
+            await world.aside(self._flusher.end, LAST_BATCH)
+            if self._log is not None:
+                await self._log.close(world)
+            atexit.unregister(self._at_exit)
+
+    def _end(self) -> None:
+        if self._held is None:
+            self._closed = True
+            return
+        with self._held.order:  # whoever was accepted before is in the flush that follows
+            self._closed = True
 
     def _last_flush(self) -> None:
         """At the end of the interpreter: worker and loop may be gone, and no thread starts."""
-        self.close()
-        runtime = self._parts.runtime
-        if self.log.depth() and self.source.is_async:
+        try:
+            self.close()
+            left = self._drain_here()
+        except CacheKitError as error:
+            log.error("%s: the process ends, and its log can not be asked: %s", self.name, error)
+            return
+        if left and self._log is None:
+            log.error("%s: the process ends with %d writes lost", self.name, left)
+        elif left and self._asked.works:
+            log.warning("%s: %d writes are left in the log for the next start", self.name, left)
+
+    def _drain_here(self) -> int:
+        runtime, queue = self._parts.runtime, self._backlog.queue
+        waits = queue.here() if self._log is None else self.depth()
+        if waits and self._asked.works and self.is_async:
 
             async def drain() -> None:
-                await self._flusher.drain(runtime.asyncio(), CLOSE_TIMEOUT)
+                world = runtime.asyncio()
+                await self._flusher.drain(world, CLOSE_TIMEOUT)
+                if self._log is not None:
+                    await self._log.close(world)
 
             asyncio.run(drain())
-        elif self.log.depth() and self._flusher.threadless:
+        elif waits and self._asked.works and self._flusher.threadless:
             drive(self._flusher.drain(runtime.threads, CLOSE_TIMEOUT))
-        if left := self.log.depth():
-            log.error("%s: the process ends with %d writes lost", self.name, left)
+        else:
+            return waits
+        return queue.here() if self._log is None else self.depth()
 
-    def _shut(self) -> None:
-        with self._order:  # whoever was accepted before is in the flush that follows
-            self._closed = True
+    def work(self, world: AnyWorld) -> None:
+        """Write batches from this process, also with ``worker=False``. An async sink needs a
+        loop's world."""
+        self._flusher.start(world)
+
+    def rest(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Let the worker finish the batch it has, and give the log to another process."""
+        self._flusher.end(timeout)
+
+    # -- looking --------------------------------------------------------------------------
+
+    def standing(self) -> tuple[Standing, float | None]:
+        """The queue as a whole, and the age of its oldest operation in seconds. Asks the log."""
+        return drive(self._backlog.standing(self._parts_().runtime.threads))
+
+    def last_standing(self) -> tuple[Standing, float | None]:
+        """As :meth:`standing`; as it was last seen where the log can not be asked."""
+        try:
+            self._stood = self.standing()
+        except BackendError:
+            self._parts.meter.event("log_errors", lane=self.name)
+        return self._stood
 
     def depth(self) -> int:
-        """How many keys have an unwritten operation."""
-        return self.log.depth()
+        """How many operations are not written yet (in memory: keys with one)."""
+        return self.standing()[0].depth
 
     def dead(self) -> list[Dead]:
-        """What the source refused for good, with its errors."""
+        """What the source refused for good, with its errors: with a durable log the last hundred
+        that this process parked; all are listed by ``cachekit dlq``."""
         return self.log.dead()
 
 
-def _distinct(ops: Sequence[Op]) -> list[list[Op]]:
-    """The batch in parts without equal ids: 1, True and 1.0 are three keys here, yet one to a
-    mapping, and the last accepted must be written last."""
-    if len({op.id for op in ops}) == len(ops):
-        return [list(ops)]
-    parts: list[list[Op]] = []
-    seen: set[Any] = set()
-    for op in sorted(ops, key=lambda op: op.version):
-        if not parts or op.id in seen:
-            parts.append([])
-            seen = set()
-        parts[-1].append(op)
-        seen.add(op.id)
-    return parts
+def _knows(mine: weakref.ref[WriteBack], ident: Hashable) -> bool:
+    strategy = mine()
+    held = strategy._held if strategy is not None else None
+    return held is not None and held.queue.knows(ident)

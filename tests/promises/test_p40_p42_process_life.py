@@ -275,11 +275,8 @@ def test_caches_dropped_without_close_take_their_threads_and_descriptors_along(
     assert [ref for ref in dropped if ref() is not None] == []
 
 
-PINNED = pytest.mark.xfail(strict=True, reason="the worker's thread holds its cache for ever")
-
-
 @pytest.mark.alone
-@pytest.mark.parametrize("what", ["coarse clock", pytest.param("write-back", marks=PINNED)])
+@pytest.mark.parametrize("what", ["coarse clock", "write-back"])
 def test_a_dropped_cache_with_a_thread_of_its_own_is_let_go(what: str) -> None:
     written: dict[int, int] = {}
 

@@ -46,21 +46,28 @@ def run(case, source, watcher, *, stop=None):
     )
 
 
+def file(url):
+    return (url or "sqlite:////no-folder/cache.db").replace("cache.db", "log.db")
+
+
 def of(url, near, name="cache-aside"):
-    return next(c for c in cases("b", url, [name], 60.0) if c.near == near)
+    return next(c for c in cases("b", url, [name], 60.0, lambda: file(url)) if c.near == near)
 
 
 def test_every_backend_gets_a_row_for_each_way_of_keeping_near_copies_right(url):
-    found = [(c.strategy, c.near, c.promise.text) for c in cases("b", url, list(STRATEGIES), 60.0)]
-    strict = [(n, "strict", "0" if n != "write-back" else "until flushed") for n in STRATEGIES]
+    made = cases("b", url, list(STRATEGIES), 60.0, lambda: file(url))
+    found = [(c.strategy, c.near, c.promise.text) for c in made]
+    late = {"write-back-memory": "until flushed"}
+    strict = [(n, "strict", late.get(n, "0")) for n in STRATEGIES]
     assert found == [
         *strict, ("cache-aside", "push", "≤ 1 s"), ("cache-aside", "0.25 s", "≤ 0.25 s"),
     ]  # fmt: skip
-    (own,) = cases("memory", None, list(STRATEGIES), None)
+    own, log = cases("memory", None, list(STRATEGIES), None, lambda: file(url))
     assert (own.near, own.promise.bound, own.promise.settles) == ("own copy", None, False)
+    assert (log.strategy, log.near, log.promise.text) == ("write-back", "shared log", "0")
 
 
-@pytest.mark.parametrize("name", ["cache-aside", "write-through", "write-around"])
+@pytest.mark.parametrize("name", ["cache-aside", "write-through", "write-around", "write-back"])
 def test_another_process_that_asks_every_time_reads_nothing_old(source, watcher, url, name):
     found = run(of(url, "strict", name), source, watcher)
     assert found.error == ""
@@ -90,15 +97,25 @@ def test_near_copies_that_are_told_come_right(source, watcher, url):
 
 
 def test_queued_writes_are_unseen_by_another_process_until_they_are_flushed(source, watcher, url):
-    found = run(of(url, "strict", "write-back"), source, watcher)
+    found = run(of(url, "strict", "write-back-memory"), source, watcher)
     assert found.stale_reads > 0
     assert found.left_stale == 0
     assert found.lost_writes == 0
     assert found.kept
 
 
+def test_embedded_caches_that_share_a_log_read_nothing_old(source, watcher, url):
+    case = next(cases("memory", None, ["write-back"], 60.0, lambda: file(url)))
+    found = run(case, source, watcher)
+    assert found.error == ""
+    assert (found.stale_reads, found.left_stale, found.lost_writes) == (0, 0, 0)
+    assert found.writes > 10
+    assert found.reads > 50
+    assert found.kept
+
+
 def test_a_copy_that_nobody_tells_stays_old(source, watcher):
-    case = next(cases("memory", None, ["cache-aside"], 60.0))
+    case = next(cases("memory", None, ["cache-aside"], 60.0, lambda: None))
     found = run(case, source, watcher)
     assert found.left_stale > 0
     assert found.stale_reads > 0
@@ -134,7 +151,7 @@ def test_a_reading_process_that_was_killed_is_an_error_and_no_hang(source):
 
 
 def test_a_broken_promise_is_named_and_changes_the_exit_code(tmp_path, monkeypatch, capsys):
-    def lying(backend, url, strategies, ttl):
+    def lying(backend, url, strategies, ttl, log):
         yield Case(backend, url, "cache-aside", "5 s", 5.0, Promise("0", 0.0))
 
     monkeypatch.setattr(freshness, "cases", lying)

@@ -150,7 +150,7 @@ def test_a_lossy_winner_is_followed_by_the_fastest_that_survives_a_crash(outcome
     outcome.results[2] = Result("memory", "write-back", "memory (lossy)", measured(seconds=0.1))
     text = " ".join(printed(outcome, 200).split())
     assert "lost or failed: write-back, memory (lossy) on memory, 5.0 x the source alone." in text
-    assert "should the process crash: write-through on memory." in text
+    assert "survive a crash of the process: write-through on memory." in text
 
 
 class Reading(HTMLParser):

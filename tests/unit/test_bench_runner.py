@@ -233,10 +233,19 @@ def test_a_subject_is_closed_when_its_flush_fails(source, tasks):
     assert closed == [True]
 
 
+def over_a_log(name, folder):
+    return Strategy(
+        name, lambda: None, ttl=60.0, options={"max_entries": 10},
+        log=lambda: f"sqlite:///{folder}/log.db",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("workload", "adf")
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_every_strategy_serves_nothing_stale_and_loses_nothing(source, tasks, name, workload):
-    recipe = Strategy(name, lambda: None, ttl=60.0, options={"max_entries": 10})
+def test_every_strategy_serves_nothing_stale_and_loses_nothing(
+    source, tasks, name, workload, tmp_path
+):
+    recipe = over_a_log(name, tmp_path)
     found = run(recipe, plan(workload), source, tasks=tasks)
     assert found.error == ""
     assert (found.stale_reads, found.left_stale, found.lost_writes, found.errors) == (0, 0, 0, 0)
@@ -245,8 +254,9 @@ def test_every_strategy_serves_nothing_stale_and_loses_nothing(source, tasks, na
     assert 0 < found.load.reads < found.tally.reads.count
 
 
-def test_write_back_writes_in_fewer_calls_than_rows(source, tasks):
-    recipe = Strategy("write-back", lambda: None, ttl=60.0, options={"max_entries": 10})
+@pytest.mark.parametrize("name", ["write-back", "write-back-memory"])
+def test_write_back_writes_in_fewer_calls_than_rows(source, tasks, name, tmp_path):
+    recipe = over_a_log(name, tmp_path)
     found = run(recipe, plan(), source, tasks=tasks)
     assert found.load.write_calls < found.load.writes <= found.tally.writes.count
 

@@ -263,7 +263,7 @@ def test_the_matrix_has_a_row_for_every_backend_and_strategy(tmp_path):
     rows = json.loads(out.read_text())["rows"]
     assert [(r["backend"], r["strategy"], r["level"]) for r in rows] == [
         ("none", "no-cache", None),
-        ("memory", "write-back", "memory (lossy)"),
+        ("memory", "write-back", "process (SQLite log)"),
         ("memory", "cache-aside", None),
     ]
     assert all(r["stale_reads"] == r["lost_writes"] == r["errors"] == 0 for r in rows)

@@ -315,8 +315,15 @@ def test_a_fill_under_way_in_the_parent_does_not_lock_the_child_out() -> None:
 
 def test_registered_objects_are_told_in_the_child_only() -> None:
     told: list[int] = []
-    runtime = Runtime()
-    runtime.on_fork(lambda: told.append(1))
+
+    class Owner:
+        def reset(self) -> None:
+            told.append(1)
+
+    runtime, owner, dropped = Runtime(), Owner(), Owner()
+    runtime.on_fork(owner.reset)
+    runtime.on_fork(dropped.reset)
+    del dropped  # the runtime does not keep it
     assert _in_child(lambda: told == [1] and runtime._pool is None) == 0
     assert told == []
 

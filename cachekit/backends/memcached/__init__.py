@@ -28,11 +28,10 @@ meaning: after changing it, ``clear()`` before the old list is ever used again.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
 from urllib.parse import parse_qsl
 
 from ...errors import ConfigurationError
-from ...protocols import Bus, Log, Store, World
+from ...protocols import Bus, LogFactory, Store, World
 from ..base import BlockingStore
 from .bus import MemcachedBus
 from .driver import MemcachedDriver
@@ -55,7 +54,7 @@ class MemcachedBackend:
     which keeps no deadline. Raises ConfigurationError for a URL it can not use."""
 
     shared = True
-    log: Callable[[World], Log] | None = None
+    log: LogFactory | None = None
 
     def __init__(self, url: str, *, namespace: str = "", timeout: float = 0.25) -> None:
         self.name = "memcached"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, MissingDependencyError
-from ...protocols import Bus, Log, Store, Stream, World
+from ...protocols import Bounds, Bus, LogFactory, Store, Stream, World
 from .layout import encode_namespace
+
+if TYPE_CHECKING:
+    from .log import RedisLog
+    from .options import Options
 
 Clients = tuple[Callable[[], Any] | None, Callable[[], Any] | None]
 
@@ -36,7 +41,7 @@ class RedisBackend:
     shared = True
     bus: Bus | None = None
     stream: Stream | None = None
-    log: Callable[[World], Log] | None = None
+    log: LogFactory | None = None
 
     def __init__(
         self,
@@ -77,6 +82,7 @@ class RedisBackend:
             tracking = self._options.bus == "tracking"
             self.bus = RedisBus(self._options, self._namespace, tracking=tracking)
             self.stream = RedisStream(self._options, self._namespace, self._route)
+            self.log = self._log
 
     def __repr__(self) -> str:
         servers = ",".join(str(address) for address in self._options.addresses)
@@ -90,7 +96,25 @@ class RedisBackend:
             self._route(world), self._namespace, options.partitions, options.trust_restart
         )
 
-    def _route(self, world: World) -> Any:
+    def _log(
+        self,
+        queue: str,
+        *,
+        level: str | None = None,
+        bounds: Bounds = Bounds(),  # noqa: B008  # immutable
+        parts: int = 1,
+    ) -> RedisLog:
+        from .log import RedisLog
+
+        login = replace(self._options.login, ask_run=True)  # which server kept what it accepted
+        options = replace(self._options, login=login)
+
+        def route(world: World) -> Any:
+            return self._route(world, options)
+
+        return RedisLog(self._namespace, queue, route, level=level, bounds=bounds, parts=parts)
+
+    def _route(self, world: World, options: Options | None = None) -> Any:
         from .options import Topology
         from .routes import SentinelRoute, SingleRoute
 
@@ -103,7 +127,7 @@ class RedisBackend:
             from .blocking import BlockingWire as wire
         else:
             from .pipelined import PipelinedWire as wire
-        options = self._options
+        options = options or self._options
         if options.topology is Topology.CLUSTER:
             from .cluster import ClusterRoute
 

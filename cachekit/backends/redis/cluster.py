@@ -1,18 +1,43 @@
-"""Calls to a Redis Cluster: the map of hash slots, and what to do about MOVED and ASK."""
+"""Calls to a Redis Cluster: the map of hash slots, and what to do about MOVED and ASK.
+
+A node that is lost costs its own slots only: calls to the others neither wait for it nor for a
+new map, which is asked for beside them.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import os
+import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from redis.crc import key_slot
 
+from ...runtime import drive
+from .blocking import BlockingWire
 from .routes import Call, Found, checked, values_of
 from .wire import Address, Command, ErrorReply, ProtocolViolation, Replies, Reply, Wire, remaining
 
 HOPS = 5
 PAUSE = 0.01  # seconds
 RELEARN = frozenset({"MOVED", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING"})
+
+# Seconds until a node that is down is tried again, and the map asked for again: from the first
+# to the second, doubled each time that it was of no use.
+SHORTEST, LONGEST = 0.2, 0.8  # less than a breaker's pause: its probe shall reach the node
+STEADY = 4 * LONGEST  # seconds without need after which the pauses begin anew
+REFRESH = 2.0  # seconds for one question for the map, half of what is left for each node
+STRIKES = 3  # failures of a node, one after the other, until it is down
+
+Flight = concurrent.futures.Future[Exception | None] | asyncio.Task[Exception | None]
+
+
+class NodeDown(ConnectionError):
+    """A node of the cluster failed lately and was not asked; others may well answer."""
 
 
 class NodeReplies(Replies):
@@ -29,29 +54,227 @@ class NodeReplies(Replies):
         return self.runs[i]
 
 
+class SlotMap:
+    """Which master serves a slot: sorted ranges, and ``moved``, what MOVED said since."""
+
+    __slots__ = ("_first", "moved", "ranges")
+
+    def __init__(self, ranges: Iterable[tuple[int, int, Address]]) -> None:
+        self.ranges = sorted(ranges)
+        self._first = [first for first, _, _ in self.ranges]
+        self.moved: dict[int, Address] = {}
+
+    @classmethod
+    def told(cls, reply: Reply, by: Address) -> SlotMap:
+        """From the reply to CLUSTER SLOTS; raises whatever is wrong with it."""
+        if isinstance(reply, ErrorReply):
+            raise reply
+        ranges = []
+        for first, last, master, *_ in reply:
+            host = (master[0] or b"").decode()
+            address = Address(by.host if host in ("", "?") else host, int(master[1]))
+            ranges.append((int(first), int(last), address))
+        if not ranges:
+            raise ConnectionError(f"{by} knows no slots")
+        return cls(ranges)
+
+    def owner(self, slot: int) -> Address | None:
+        if self.moved and (target := self.moved.get(slot)) is not None:
+            return target
+        i = bisect_right(self._first, slot) - 1
+        if i < 0:
+            return None
+        _, last, master = self.ranges[i]
+        return master if slot <= last else None
+
+    @property
+    def masters(self) -> list[Address]:
+        return list(dict.fromkeys([*(m for _, _, m in self.ranges), *self.moved.values()]))
+
+
+@dataclass(slots=True)
+class _Ill:
+    strikes: int = 0
+    known: float = 0.0
+    until: float = 0.0
+    pause: float = 0.0
+
+
+class Health:
+    """Which nodes are down: after STRIKES failures with no success between. Then one call is
+    let through each pause, and the others fail at once. Empty while all is well."""
+
+    def __init__(self) -> None:
+        self._ill: dict[Address, _Ill] = {}
+
+    def __contains__(self, node: Address) -> bool:
+        """Whether the node is down."""
+        ill = self._ill.get(node)
+        return ill is not None and ill.strikes >= STRIKES
+
+    def admits(self, node: Address, now: float) -> bool:
+        """Whether a call may go to the node; where it is down, that makes the call its probe."""
+        ill = self._ill.get(node)
+        if ill is None or ill.strikes < STRIKES:
+            return True
+        if now < ill.until:
+            return False
+        ill.until = now + ill.pause
+        return True
+
+    def failed(self, node: Address, began: float) -> None:
+        """A call that began then failed. All that were under way at a failure count as one."""
+        ill = self._ill.setdefault(node, _Ill())
+        if began < ill.known:
+            return
+        ill.known = time.monotonic()
+        ill.strikes += 1
+        if ill.strikes >= STRIKES:
+            ill.pause = min(2 * ill.pause or SHORTEST, LONGEST)
+            ill.until = ill.known + ill.pause
+
+    def answered(self, node: Address) -> None:
+        if self._ill:
+            self._ill.pop(node, None)
+
+    def keep(self, nodes: Sequence[Address]) -> None:
+        """Forget all others."""
+        self._ill = {node: ill for node, ill in list(self._ill.items()) if node in nodes}
+
+
+class Charts:
+    """The map of the slots, and the one flight that asks for it: a short daemon thread or a
+    task, which no call waits for once there is a map."""
+
+    def __init__(self, wire: Wire, seeds: Sequence[Address], health: Health) -> None:
+        self.map: SlotMap | None = None
+        self._wire = wire
+        self._threads = isinstance(wire, BlockingWire)
+        self._seeds = list(seeds)
+        self._health = health
+        self._flight: Flight | None = None
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._turn = 0
+        self._pause = self._next = 0.0
+        self._closed = False
+
+    async def first(self, until: float) -> SlotMap:
+        """The map, once there is one; raises why the cluster did not tell it by ``until``."""
+        while (known := self.map) is None:
+            flight, mine = self._fly(until)
+            left = remaining(until)
+            if isinstance(flight, asyncio.Task):
+                await asyncio.wait({flight}, timeout=left)
+            else:
+                concurrent.futures.wait([flight], timeout=left)
+            if not flight.done():
+                raise TimeoutError("no node told the cluster's slots before the call's deadline")
+            if flight.cancelled():
+                raise ConnectionError("the cache was closed")
+            problem = flight.result()
+            if problem is not None and mine:
+                raise problem
+        return known
+
+    def refresh(self) -> None:
+        """Have the map asked for anew, unless that is under way or was of no use just now."""
+        if (now := time.monotonic()) >= self._next:
+            self._fly(now + REFRESH)
+
+    def _fly(self, until: float) -> tuple[Flight, bool]:
+        """The flight under way, or a new one; and whether it is new."""
+        if os.getpid() != self._pid:  # the parent's flight does not end here
+            self._lock, self._flight, self._pid = threading.Lock(), None, os.getpid()
+        with self._lock:
+            flight = self._flight
+            too_soon = self.map is not None and time.monotonic() < self._next
+            if flight is None or (flight.done() and not too_soon):
+                self._flight = flight = self._launch(until)
+                return flight, True
+            return flight, False
+
+    def _launch(self, until: float) -> Flight:
+        name = "cachekit-cluster-slots"
+        if not self._threads:
+            return asyncio.get_running_loop().create_task(self._learn(until), name=name)
+        flight: concurrent.futures.Future[Exception | None] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                flight.set_result(drive(self._learn(until)))
+            except BaseException as error:  # belongs to whoever waits
+                flight.set_exception(error)
+            if self._closed:  # what it opened meanwhile
+                drive(self._wire.close())
+
+        try:
+            threading.Thread(target=run, name=name, daemon=True).start()
+        except RuntimeError:  # interpreter shutdown: no new thread can start
+            run()
+        return flight
+
+    async def _learn(self, until: float) -> Exception | None:
+        """Ask one node after the other; answers why there is no map, if so."""
+        problem: Exception | None = None
+        for node in self._tellers():
+            if self._closed:
+                break
+            try:
+                share = time.monotonic() + remaining(until) / 2
+                [reply] = await self._wire.call(node, [("CLUSTER", "SLOTS")], share)
+                learned = SlotMap.told(reply, node)
+            except Exception as error:
+                problem = error
+                continue
+            if is_new := self.map is None or learned.ranges != self.map.ranges:
+                self.map = learned
+                self._health.keep(learned.masters)
+            self._plan(is_new)
+            return None
+        self._plan(False)
+        return problem or ConnectionError("the cache was closed")
+
+    def _tellers(self) -> list[Address]:
+        """All known nodes, those that are down last. Who told nothing new is not asked first
+        again: it may itself be cut off from the others."""
+        nodes = list(dict.fromkeys([*(self.map.masters if self.map else []), *self._seeds]))
+        turn = self._turn % len(nodes)
+        return sorted(nodes[turn:] + nodes[:turn], key=self._health.__contains__)
+
+    def _plan(self, is_new: bool) -> None:
+        now = time.monotonic()
+        anew = is_new or now > self._next + STEADY
+        self._pause = SHORTEST if anew else min(2 * self._pause, LONGEST)
+        self._turn += not is_new
+        self._next = now + self._pause
+
+    async def close(self) -> None:
+        self._closed = True
+        flight = self._flight
+        if isinstance(flight, asyncio.Task) and flight.get_loop() is asyncio.get_running_loop():
+            flight.cancel()
+            await asyncio.wait({flight})
+
+
 class ClusterRoute:
     """Sends each call to the master of its slot, the masters of one ``send`` in parallel.
 
-    Redirections are followed within the deadline: a redirected command was not executed."""
+    Redirections are followed within the deadline: a redirected command was not executed. A
+    failure is raised when the other nodes of the same ``send`` have had their part."""
 
     def __init__(
-        self,
-        wire: Wire,
-        seeds: Sequence[Address],
-        sleep: Callable[[float], Awaitable[None]],
+        self, wire: Wire, seeds: Sequence[Address], sleep: Callable[[float], Awaitable[None]]
     ) -> None:
         self._wire = wire
-        self._seeds = list(seeds)
         self._sleep = sleep
-        self._owners: dict[int, Address] = {}
-        self._stale = True
+        self._health = Health()
+        self._charts = Charts(wire, seeds, self._health)
 
     async def send(self, calls: Sequence[Call], until: float) -> NodeReplies:
         replies = NodeReplies(len(calls))
         todo: list[tuple[int, Address | None]] = [(i, None) for i in range(len(calls))]
         for hop in range(HOPS):
-            if self._stale:
-                await self._learn(until)
             todo = await self._pass(calls, todo, replies, until)
             if not todo:
                 break
@@ -67,22 +290,22 @@ class ClusterRoute:
         until: float,
     ) -> list[tuple[int, Address | None]]:
         """One try of what is left to do; answers what was redirected, and where to."""
+        slots = self._charts.map or await self._charts.first(until)
         batches: dict[Address, list[Command]] = {}
         places: dict[Address, list[int]] = {}  # for each command: its call, or -1
         for i, target in todo:
             key, command = calls[i]
-            owner = target or self._owner(key)
+            owner = target or self._owner(slots, key)
+            batch, place = batches.setdefault(owner, []), places.setdefault(owner, [])
             if target is not None:
-                batches.setdefault(owner, []).append(("ASKING",))
-                places.setdefault(owner, []).append(-1)
-            batches.setdefault(owner, []).append(command)
-            places.setdefault(owner, []).append(i)
+                batch.append(("ASKING",))
+                place.append(-1)
+            batch.append(command)
+            place.append(i)
         again: list[tuple[int, Address | None]] = []
         failure: Exception | None = None
-        results = await self._wire.call_many(list(batches.items()), until)
-        for address, result in zip(batches, results, strict=True):
+        for address, result in (await self._ask(batches, until)).items():
             if isinstance(result, Exception):
-                self._stale = True
                 failure = failure or result
                 continue
             for i, reply in zip(places[address], result, strict=True):
@@ -93,14 +316,36 @@ class ClusterRoute:
                 if isinstance(reply, ErrorReply):
                     again.extend(self._redirect(i, reply, address))
         if failure is not None:
+            self._charts.refresh()
             raise failure
         return again
+
+    async def _ask(
+        self, batches: dict[Address, list[Command]], until: float
+    ) -> dict[Address, Replies | Exception]:
+        """What the nodes answered; those that are down were not asked."""
+        health, began = self._health, time.monotonic()
+        asked = [batch for batch in batches.items() if health.admits(batch[0], began)]
+        results = await self._wire.call_many(asked, until)
+        answers: dict[Address, Replies | Exception] = {}
+        for (node, _), result in zip(asked, results, strict=True):
+            answers[node] = result
+            if not isinstance(result, Exception):
+                health.answered(node)
+            elif isinstance(result, OSError) and (
+                len(asked) == 1 or not isinstance(result, TimeoutError)
+            ):  # who is late of several may have been kept waiting by another
+                health.failed(node, began)
+        for node in batches.keys() - answers.keys():
+            answers[node] = NodeDown(f"{node} failed lately and is not asked just now")
+        return answers
 
     def _redirect(
         self, i: int, reply: ErrorReply, sender: Address
     ) -> list[tuple[int, Address | None]]:
+        charts = self._charts
         if reply.code in RELEARN:
-            self._stale = True
+            charts.refresh()
         if reply.code not in ("MOVED", "ASK"):
             return []
         try:
@@ -111,38 +356,16 @@ class ClusterRoute:
             raise ProtocolViolation("a redirection without an address") from error
         if reply.code == "ASK":
             return [(i, address)]
-        self._owners[int(slot)] = address
+        if charts.map is not None:
+            charts.map.moved[int(slot)] = address
         return [(i, None)]
 
-    def _owner(self, key: bytes) -> Address:
-        owner = self._owners.get(key_slot(key))
-        if owner is None:
-            self._stale = True
-            raise ConnectionError("no node of the cluster serves this key's slot")
-        return owner
-
-    async def _learn(self, until: float) -> None:
-        problem: Exception | None = None
-        for node in dict.fromkeys([*self._owners.values(), *self._seeds]):
-            share = time.monotonic() + remaining(until) / 2
-            try:
-                [reply] = await self._wire.call(node, [("CLUSTER", "SLOTS")], share)
-                if isinstance(reply, ErrorReply):
-                    raise reply
-                owners = {}
-                for first, last, master, *_ in reply:
-                    host = (master[0] or b"").decode()
-                    address = Address(node.host if host in ("", "?") else host, master[1])
-                    owners.update(dict.fromkeys(range(first, last + 1), address))
-                if not owners:
-                    raise ConnectionError(f"{node} knows no slots")
-            except Exception as error:
-                problem = error
-                continue
-            self._owners = owners
-            self._stale = False
-            return
-        raise problem or ConnectionError("no node of the cluster was given")
+    def _owner(self, slots: SlotMap, key: bytes) -> Address:
+        owner = slots.owner(key_slot(key))
+        if owner is not None:
+            return owner
+        self._charts.refresh()
+        raise ConnectionError("no node of the cluster serves this key's slot")
 
     async def fetch(self, keys: Sequence[bytes], until: float) -> Found:
         groups: dict[int, list[int]] = {}
@@ -173,4 +396,5 @@ class ClusterRoute:
         checked(await self.send([(key, (b"UNLINK", key)) for key in keys], until))
 
     async def close(self) -> None:
+        await self._charts.close()
         await self._wire.close()

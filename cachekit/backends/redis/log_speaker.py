@@ -1,0 +1,186 @@
+"""How the write-back queue talks to Redis: what was recorded of it, its routes, its scripts."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...errors import ConfigurationError
+from ...protocols import Bounds, World
+from .log_safety import LEVELS, Waiting, check, send_and_wait
+from .log_scripts import MOST_PARTS, Names, place_of
+from .routes import Call, Route, checked
+from .scripts import Script
+from .wire import ErrorReply, ProtocolViolation, Replies, Reply, remaining
+
+MOST_AT_ONCE = 500  # operations or keys of one script
+LIVE = (b"log", b"index", b"state")
+ALL = (*LIVE, b"dead", b"graves", b"ages")
+
+Step = tuple[Script, tuple[bytes, ...], Sequence[Any]]  # its keys, its arguments
+
+
+class LogSpeaker:
+    """Speaks for one queue, in all worlds."""
+
+    def __init__(
+        self,
+        encoded_namespace: str,
+        queue: str,
+        route: Callable[[World], Route],
+        *,
+        level: str | None = None,
+        bounds: Bounds = Bounds(),  # noqa: B008  # immutable
+        parts: int = 1,
+    ) -> None:
+        self.level = level or LEVELS[0]
+        if self.level not in LEVELS:
+            raise ConfigurationError(
+                f"redis keeps a log at one of the levels {', '.join(LEVELS)}, not {level!r}"
+            )
+        if not 1 <= parts <= MOST_PARTS:
+            raise ConfigurationError(f"a queue has 1 to {MOST_PARTS} partitions")
+        self.name = f"redis:{queue}"
+        self.parts = parts
+        self.went_back = 0
+        self._names = Names(encoded_namespace, queue)
+        self._open = route
+        self._bounds = (b"%d" % bounds.operations, b"%d" % bounds.size)
+        self._identity = b""  # empty: the queue is not known to be there
+        self._waiting: Waiting = None
+        self._checked: weakref.WeakSet[World] = weakref.WeakSet()
+        self._routes: weakref.WeakKeyDictionary[World, dict[str, Route]]
+        self._routes = weakref.WeakKeyDictionary()
+        # per partition, as this process has seen them
+        self._newest: dict[int, bytes] = {}
+        self._epochs: dict[int, int] = {}
+        self._runs: dict[int, bytes] = {}
+
+    def _route(self, world: World, use: str = "asking") -> Route:
+        routes = self._routes.get(world)
+        if routes is None:  # two threads may each make one: it opens nothing before its first call
+            routes = self._routes.setdefault(world, {})
+        route = routes.get(use)
+        if route is None:
+            route = routes.setdefault(use, self._open(world))
+        return route
+
+    async def _learn(
+        self, route: Route, until: float, *, record: bool = False, anew: bool = False
+    ) -> bool:
+        """Whether the queue is there; with ``record`` it is so from now on."""
+        remaining(until)
+        if self._identity and not anew:
+            return True
+        name = self._names.about
+        ask: Call = (name, (b"HMGET", name, b"parts", b"identity"))
+        [about] = checked(await route.send([ask], until))
+        if None in about:
+            if not record:
+                return False
+            drawn = self._identity or os.urandom(8).hex()
+            replies = await route.send(
+                [
+                    (self._names.queues, (b"SADD", self._names.queues, self._names.encoded)),
+                    (name, (b"HSETNX", name, b"parts", self.parts)),
+                    (name, (b"HSETNX", name, b"identity", drawn)),
+                    ask,
+                ],
+                until,
+            )
+            about = checked(replies)[-1]
+        parts, identity = about
+        if not (parts.isdigit() and 1 <= int(parts) <= MOST_PARTS):
+            raise ProtocolViolation(f"the partitions recorded in {name.decode()!r} are damaged")
+        if self._identity and int(parts) != self.parts:
+            raise ConfigurationError(
+                f"{self.name}: the queue was flushed and has {parts.decode()} partitions now, not "
+                f"{self.parts}; start this process anew"
+            )
+        self.parts = int(parts)
+        self._identity = identity
+        return True
+
+    async def _check(self, route: Route, until: float) -> None:
+        keys = [self._names.of(part, b"log")[0] for part in range(self.parts)]
+        self._waiting = await check(route, keys, self.level, until)
+
+    async def _accept(self, world: World, steps: Sequence[Step], until: float) -> Replies:
+        """As ``_eval``, kept at the level. Waiting holds up a connection: it has its own."""
+        if self._waiting is None:
+            return await self._eval(self._route(world), steps, until)
+        return await self._eval(self._route(world, "waiting"), steps, until, self._waiting)
+
+    async def _eval(
+        self, route: Route, steps: Sequence[Step], until: float, waiting: Waiting = None
+    ) -> Replies:
+        """Every step, in one pipeline. A server that does not know a digest gets the source."""
+        remaining(until)
+        if not steps:
+            return Replies()
+        replies = await self._send(route, steps, until, waiting, by_digest=True)
+        unknown = [
+            i for i, r in enumerate(replies) if isinstance(r, ErrorReply) and r.code == "NOSCRIPT"
+        ]
+        if unknown:
+            again = [steps[i] for i in unknown]
+            sent = await self._send(route, again, until, waiting, by_digest=False)
+            for i, reply in zip(unknown, sent, strict=True):
+                replies[i] = reply
+        return checked(replies)
+
+    async def _send(
+        self,
+        route: Route,
+        steps: Sequence[Step],
+        until: float,
+        waiting: Waiting,
+        *,
+        by_digest: bool,
+    ) -> Replies:
+        calls: list[Call] = []
+        for script, names, args in steps:
+            head = (b"EVALSHA", script.digest) if by_digest else (b"EVAL", script.source)
+            calls.append((names[0], (*head, len(names), *names, *args)))
+        if waiting is None:
+            return await route.send(calls, until)
+        states = [names[2] for _, names, _ in steps]
+        return await send_and_wait(route, calls, states, waiting, until)
+
+    async def _every(
+        self, route: Route, script: Script, names: Sequence[bytes], until: float
+    ) -> Replies:
+        steps = [(script, self._names.of(part, *names), ()) for part in range(self.parts)]
+        return await self._eval(route, steps, until)
+
+    async def _pick(
+        self, world: World, script: Script, versions: Sequence[int], until: float, *flags: bytes
+    ) -> list[tuple[int, Reply]]:
+        """The script on dead letters: each of its answers with its partition."""
+        route = self._route(world)
+        if not versions or not await self._learn(route, until):
+            return []
+        places: dict[int, list[bytes]] = {}
+        for version in versions:
+            part = version % MOST_PARTS
+            if version > 0 and part < self.parts:
+                places.setdefault(part, []).append(place_of(version, part))
+        found: list[tuple[int, Reply]] = []
+        for part, asked in places.items():
+            names = self._names.of(part, *ALL)
+            first = (*flags, self._newest.get(part, b"")) if flags else ()
+            for i in range(0, len(asked), MOST_AT_ONCE):
+                step = (script, names, (*first, *asked[i : i + MOST_AT_ONCE]))
+                [reply] = await self._eval(route, [step], until)
+                found += [(part, each) for each in reply]
+        return found
+
+    def _within(self, part: int) -> int:
+        if not 0 <= part < self.parts:
+            raise ValueError(f"{self.name} has no partition {part}")
+        return part
+
+    def _saw(self, part: int, place: bytes) -> None:
+        self._newest[part] = max(place, self._newest.get(part, b""))

@@ -1,0 +1,217 @@
+"""One process's side of a write-back log: what its worker takes, carries and lets go of."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..core.buffer import Buffer
+from ..core.ops import Dead, Op
+from ..runtime import AnyWorld
+
+Marks = tuple[int, ...]  # per partition, the newest version that counts
+
+
+class Queue:
+    """Buffers of one or several lanes, with the waiting around them. Any thread may use it.
+
+    The verbs that settle are coroutine functions: a durable log is asked there. ``durable`` says
+    that what is left at the end is not lost."""
+
+    durable = False
+
+    def __init__(self, clock: Callable[[], float], lanes: Sequence[str]) -> None:
+        self._clock = clock
+        self._buffers = {lane: Buffer(lane) for lane in lanes}
+        self._changed = threading.Condition()
+        self._listeners: list[Callable[[], None]] = []
+        self._hurry: Marks = ()
+        self._all = False
+        self._idle = 0  # the batch size that a waiting worker waits for
+        self.keeper: object | None = None  # kept alive while operations wait here
+
+    # -- the worker's verbs ---------------------------------------------------------------
+
+    async def feed(self, world: AnyWorld) -> float | None:
+        """Take in what the log has. Seconds until it is worth asking again; None = when told."""
+        return None
+
+    def take(self, limit: int) -> list[Op]:
+        """The oldest waiting operations of one lane, one per key, none of a key that is out."""
+        with self._changed:
+            ready = [b for b in self._buffers.values() if b.ready]
+            if not ready:
+                return []
+            return min(ready, key=lambda b: b.oldest() or 0.0).take(limit)
+
+    async def delivery(self, world: AnyWorld, ops: Sequence[Op]) -> Sequence[Op]:
+        """The operations as this delivery to the sink has them."""
+        return ops
+
+    async def ack(self, world: AnyWorld, ops: Sequence[Op]) -> None:
+        """The source has them."""
+        self._drop(ops)
+
+    async def nack(self, world: AnyWorld, ops: Sequence[Op]) -> None:
+        """They wait again."""
+        with self._changed:
+            for lane, part in _by_lane(ops).items():
+                self._buffers[lane].nack(part)
+            self._tell()
+
+    async def park(self, world: AnyWorld, op: Op, error: str) -> None:
+        """A dead letter."""
+        with self._changed:
+            self._buffers[op.lane].park(op, error)
+            self._tell()
+
+    async def fenced(self, world: AnyWorld, ops: Sequence[Op]) -> None:
+        """The source has seen a newer owner of their lane."""
+        await self.nack(world, ops)
+
+    async def release(self, world: AnyWorld) -> None:
+        """The worker ends."""
+
+    # -- progress -------------------------------------------------------------------------
+
+    async def mark(self, world: AnyWorld) -> Marks:
+        """What has been accepted until now."""
+        return tuple(b.last_version for b in self._buffers.values())
+
+    async def undone(self, world: AnyWorld, marks: Marks) -> int:
+        """How many operations accepted up to ``marks`` are not written yet."""
+        with self._changed:
+            return self._undone_here(marks)
+
+    async def letters_count(self, world: AnyWorld) -> int:
+        return len(self.dead())
+
+    def dead(self) -> list[Dead]:
+        with self._changed:
+            return [letter for b in self._buffers.values() for letter in b.dead]
+
+    def here(self) -> int:
+        """How many keys have an operation in this process's buffers."""
+        return sum(b.depth for b in self._buffers.values())
+
+    def oldest(self) -> float | None:
+        """When the oldest operation here was accepted (monotonic seconds)."""
+        with self._changed:
+            return self._oldest()
+
+    def _oldest(self) -> float | None:
+        times = [at for b in self._buffers.values() if (at := b.oldest()) is not None]
+        return min(times, default=None)
+
+    def _undone_here(self, marks: Marks) -> int:
+        pairs = zip(self._buffers.values(), marks, strict=False)
+        return sum(b.undone_up_to(mark) for b, mark in pairs)
+
+    # -- waiting --------------------------------------------------------------------------
+
+    def hurry(self, marks: Marks) -> None:
+        """Write everything up to ``marks`` without waiting for full batches."""
+        with self._changed:
+            old = (*self._hurry, *(0 for _ in marks))
+            self._hurry = tuple(max(a, b) for a, b in zip(old, marks, strict=False))
+            self._tell()
+
+    def hurry_all(self) -> None:
+        """From now on write everything at once, and let no worker wait."""
+        with self._changed:
+            self._all = True
+            self._tell()
+
+    def due_in(self, size: int, delay: float) -> float | None:
+        """Seconds until a batch is due: ``size`` ready, the oldest ``delay`` seconds old, or a
+        hurry; None while nothing waits."""
+        with self._changed:
+            return self._due_in(size, delay)
+
+    def _due_in(self, size: int, delay: float) -> float | None:
+        if self._all:
+            return 0.0
+        most = max((b.ready for b in self._buffers.values()), default=0)
+        if not most:
+            return None
+        if most >= size or self._hurries():
+            return 0.0
+        oldest = self._oldest()
+        return None if oldest is None else max(0.0, oldest + delay - self._clock())
+
+    def _hurries(self) -> bool:
+        if not self._hurry:
+            return False
+        if self._undone_here(self._hurry):
+            return True
+        pairs = zip(self._buffers.values(), self._hurry, strict=False)
+        if all(buffer.last_version >= mark for buffer, mark in pairs):
+            self._hurry = ()  # all of it has been here, and is done
+        return False
+
+    def wait_for_work(self, size: int, delay: float, most: float | None) -> None:
+        """Block this thread until a batch is due, somebody wakes it, or ``most`` seconds."""
+        with self._changed:
+            left = self._due_in(size, delay)
+            if left is not None and left <= 0:
+                return
+            times = [seconds for seconds in (left, most) if seconds is not None]
+            self._idle = size
+            self._changed.wait(min(times) if times else None)
+            self._idle = 0
+
+    def wait_for_change(self, seconds: float) -> None:
+        with self._changed:
+            self._changed.wait(seconds)
+
+    def listen(self, heard: Callable[[], None]) -> None:
+        """Call ``heard`` (quick, from any thread) after every change, until :meth:`unlisten`."""
+        with self._changed:
+            self._listeners.append(heard)
+
+    def unlisten(self, heard: Callable[[], None]) -> None:
+        with self._changed:
+            self._listeners.remove(heard)
+
+    def wake(self) -> None:
+        with self._changed:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._changed.notify_all()
+        for heard in self._listeners:
+            heard()
+
+    def _tell_of_one(self, buffer: Buffer) -> None:
+        """An operation came: a worker that waits is woken for the first and for a whole batch."""
+        ready = buffer.ready
+        if self._idle and (ready == 1 or ready >= self._idle):
+            self._changed.notify_all()
+        for heard in self._listeners:
+            heard()
+
+    def _drop(self, ops: Sequence[Op]) -> None:
+        with self._changed:
+            for lane, part in _by_lane(ops).items():
+                self._buffers[lane].ack(part)
+            self._let_go()
+            self._tell()
+
+    def _let_go(self) -> None:
+        if not self.here():
+            self.keeper = None
+
+
+def redelivered(op: Op, epoch: int) -> Op:
+    """An operation for one delivery: a later one must not change what an earlier one may still
+    be looking at."""
+    return replace(op, epoch=epoch)
+
+
+def _by_lane(ops: Sequence[Op]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for op in ops:
+        found.setdefault(op.lane, []).append(op)
+    return found

@@ -1,0 +1,120 @@
+"""Whose turn it is to write, and who may ride along: leader and followers of a group commit."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+from ..core.deadline import Deadline
+from ..protocols.log import Bounds, Record
+
+
+class Ticket:
+    """A caller that wants to write. Belongs to one thread."""
+
+    __slots__ = ("chosen", "done", "gone", "wake")
+
+    def __init__(self) -> None:
+        self.wake: threading.Lock | None = None  # held until the caller need not wait any more
+        self.done = False  # a leader wrote it, or failed to
+        self.chosen = False  # the turn was handed on to it
+        self.gone = False  # nobody waits for it any more
+
+
+class Append(Ticket):
+    """Records that any leader may write along with its own."""
+
+    __slots__ = ("bounds", "error", "queue", "records", "versions")
+
+    def __init__(self, queue: str, records: Sequence[Record], bounds: Bounds) -> None:
+        super().__init__()
+        self.queue = queue
+        self.records = records
+        self.bounds = bounds
+        self.versions: list[int | None] = []
+        self.error: BaseException | None = None
+
+
+class Turns:
+    """One writer at a time, in order of arrival. Costs next to nothing where nobody waits."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()  # held by whose turn it is
+        self._lock = threading.Lock()
+        self._waiting: deque[Ticket] = deque()
+
+    def enter_now(self) -> bool:
+        """Take the turn if nobody has it, nor waits for it."""
+        return not self._waiting and self._turn.acquire(blocking=False)
+
+    def enter(self, ticket: Ticket, deadline: Deadline) -> bool:
+        """Wait for the turn; False: a leader has done the work of this ticket meanwhile.
+
+        Who was given it calls :meth:`leave`. Raises TimeoutError at the deadline; an Append may
+        then be written all the same, if a leader had it in hand."""
+        with self._lock:
+            wake = ticket.wake = threading.Lock()
+            wake.acquire()
+            self._waiting.append(ticket)
+            # Who leaves now sees the ticket, or has left the turn behind.
+            if len(self._waiting) == 1 and self._turn.acquire(blocking=False):
+                self._waiting.pop()
+                return True
+        try:
+            woken = wake.acquire(timeout=min(deadline.left(), threading.TIMEOUT_MAX))
+        except BaseException:
+            if self._give_up(ticket):
+                self.leave()
+            raise
+        if woken:
+            return not ticket.done
+        if self._give_up(ticket):
+            return True
+        if ticket.done:
+            return False
+        raise TimeoutError("other writers of this process took too long")
+
+    def _give_up(self, ticket: Ticket) -> bool:
+        """Wait no longer; whether the ticket has been given the turn in this very moment."""
+        with self._lock:
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+            ticket.gone = not ticket.chosen
+            return ticket.chosen
+
+    def riders(self, most: int) -> list[Append]:
+        """Appends that wait now: the caller, whose turn it is, writes them along."""
+        if not self._waiting:
+            return []
+        with self._lock:
+            riders = [one for one in self._waiting if isinstance(one, Append)][:most]
+            for one in riders:
+                self._waiting.remove(one)
+        return riders
+
+    def back(self, riders: Sequence[Append]) -> None:
+        """Their leader could not write: they wait on, first in the line."""
+        with self._lock:
+            self._waiting.extendleft(one for one in reversed(riders) if not one.gone)
+
+    def done(self, riders: Sequence[Append]) -> None:
+        for one in riders:
+            one.done = True
+            if one.wake is not None:
+                one.wake.release()
+
+    def leave(self) -> None:
+        if not self._waiting:
+            self._turn.release()
+            # A ticket that came in between found the turn still taken.
+            if not self._waiting or not self._turn.acquire(blocking=False):
+                return
+        with self._lock:
+            if not self._waiting:
+                self._turn.release()
+                return
+            ticket = self._waiting.popleft()
+            ticket.chosen = True
+            if ticket.wake is not None:
+                ticket.wake.release()

@@ -1,0 +1,375 @@
+"""The worker's side of a durable log: owns partitions, reads them in order, settles what is done.
+
+One owner per partition at a time, by a lease that only saves double work: what keeps an old batch
+from undoing a newer one is the epoch that the sink compares (protocols, section 6). A new owner
+begins at the oldest operation in the log, so that what the last one had under way comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from ..core.buffer import Buffer
+from ..core.ops import Dead, Op
+from ..errors import BackendError, CacheKitError, CodecError, ConfigurationError
+from ..logs.queue import Marks, Queue, redelivered
+from ..observe import Meter, log
+from ..protocols import Letter, Log, Record, Standing
+from ..runtime import AnyWorld, Runtime
+
+LEASE = 10.0
+PATIENCE = 5.0  # seconds for one step of the log, in the worker
+DELIVERIES = 32  # bits of an epoch that count deliveries within one ownership
+READS = 20  # of one feed: a hot key's backlog is read through in few turns
+AWAY = 0.5  # seconds until a log that can not be reached is asked again
+
+Decode = Callable[[Record], tuple[Any, Any]]
+LastEpoch = Callable[[AnyWorld, str], Awaitable[int]]
+Gone = Callable[[AnyWorld, Sequence[Record]], Awaitable[None]]
+
+
+class Lost(CacheKitError):
+    """Another worker owns the lane now: what was taken from it here is its business."""
+
+
+class _Lane:
+    """A partition as this process sees it."""
+
+    __slots__ = (
+        "buffer",
+        "cursor",
+        "deliveries",
+        "epoch",
+        "name",
+        "next_try",
+        "part",
+        "renew_at",
+        "until",
+    )
+
+    def __init__(self, name: str, part: int) -> None:
+        self.name = name
+        self.part = part
+        self.epoch: int | None = None  # None: not its owner
+        self.buffer = Buffer(name)
+        self.cursor = 0
+        self.until = 0  # nothing is delivered before everything up to here was read
+        self.deliveries = 0
+        self.renew_at = 0.0
+        self.next_try = 0.0
+
+
+class Drain(Queue):
+    """A queue fed from a log. ``decode`` gives (id, value) of a record, or raises CodecError for
+    one that this process can not read: it is parked. ``last_epoch`` asks the sink, where it
+    fences."""
+
+    durable = True
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        meter: Meter,
+        source: Log,
+        *,
+        name: str,
+        batch: int,
+        delay: float,
+        lease: float,
+        decode: Decode,
+        last_epoch: LastEpoch | None,
+        unreadable: Gone,
+    ) -> None:
+        self._lanes = [_Lane(f"{name}/{part}", part) for part in range(source.parts)]
+        super().__init__(runtime.clock, [lane.name for lane in self._lanes])
+        self.log = source
+        self._runtime = runtime
+        self._meter = meter
+        self._name = name
+        self._batch = batch
+        self._poll = min(max(delay / 2, 0.01), 0.25)
+        self._lease = lease
+        self._decode = decode
+        self._last_epoch = last_epoch
+        self._unreadable = unreadable
+        self._owner = runtime.token()
+        self._fresh: list[Dead] = []  # parked by this process
+        self._named = False
+        self._seen = Standing()
+        self._seen_at = -1.0
+
+    @property
+    def owns(self) -> int:
+        """How many partitions this process drains."""
+        return sum(1 for lane in self._lanes if lane.epoch is not None)
+
+    def told(self) -> None:
+        """This process appended something."""
+        if self.owns:
+            self.wake()
+
+    # -- owning and reading ---------------------------------------------------------------
+
+    async def feed(self, world: AnyWorld) -> float | None:
+        try:
+            await self._name_lanes(world)
+            pause = self._poll
+            for lane in self._lanes:
+                if await self._own(world, lane):
+                    await self._read(world, lane)
+                else:
+                    pause = max(pause, min(lane.next_try - self._clock(), self._lease))
+            return pause if not self.owns else self._poll
+        except BackendError as error:
+            self._complain("read", error)
+            return AWAY
+        except ConfigurationError as error:  # a server that could lose the log
+            self._complain("own", error)
+            return self._lease
+
+    async def _name_lanes(self, world: AnyWorld) -> None:
+        """A lane's name says which log it is of: two logs over one source have lanes of their
+        own, and do not fence each other out."""
+        if self._named:
+            return
+        identity = await self.log.identity(world, world.deadline(PATIENCE))
+        with self._changed:
+            for lane in self._lanes:
+                lane.name = f"{self._name}/{identity}/{lane.part}"
+            self._buffers = {lane.name: Buffer(lane.name) for lane in self._lanes}
+            self._named = True
+
+    async def _own(self, world: AnyWorld, lane: _Lane) -> bool:
+        now = self._clock()
+        if lane.epoch is None:
+            if now < lane.next_try:
+                return False
+            await self._claim(world, lane)
+        elif now >= lane.renew_at:
+            await self._renew(world, lane)
+        return lane.epoch is not None
+
+    async def _claim(self, world: AnyWorld, lane: _Lane) -> None:
+        beyond = 0
+        if self._last_epoch is not None:
+            try:
+                beyond = await self._last_epoch(world, lane.name) >> DELIVERIES
+            except Exception as error:  # whatever its driver raises: the source is away
+                self._complain("ask the sink for", error)
+                lane.next_try = self._clock() + AWAY
+                return
+        epoch = await self.log.claim(
+            world, lane.part, self._owner, self._lease, world.deadline(PATIENCE), beyond=beyond
+        )
+        now = self._clock()
+        if epoch is None:
+            # A dead owner's lease is found to have ended soon after it did.
+            lane.next_try = now + self._lease * (0.1 + 0.1 * self._runtime.uniform())
+            return
+        with self._changed:
+            self._buffers[lane.name] = Buffer(lane.name)
+            lane.buffer = Buffer(lane.name)
+            lane.epoch, lane.cursor, lane.deliveries = epoch, 0, 0
+            lane.renew_at = now + self._lease / 3
+            lane.until = -1
+        self._meter.event("log_claimed", lane=lane.name, epoch=epoch)
+
+    async def _renew(self, world: AnyWorld, lane: _Lane) -> None:
+        now, epoch = self._clock(), lane.epoch
+        if epoch is None:
+            return
+        if await self.log.renew(
+            world, lane.part, self._owner, epoch, self._lease, world.deadline(PATIENCE)
+        ):
+            lane.renew_at = now + self._lease / 3
+        else:
+            self._lose(lane)
+
+    async def keep(self, world: AnyWorld, ops: Sequence[Op]) -> None:
+        """Prolong the lease of a lane whose batch is out, if it is time. Raises Lost."""
+        lane = self._lane_of(ops)
+        if lane.epoch is not None and self._clock() >= lane.renew_at:
+            try:
+                await self._renew(world, lane)
+            except BackendError as error:
+                self._complain("renew", error)
+        if lane.epoch is None:
+            raise Lost(lane.name)
+
+    def _lose(self, lane: _Lane, wait: float = 0.0) -> None:
+        with self._changed:
+            lane.epoch = None
+            lane.next_try = self._clock() + wait
+            lane.buffer = self._buffers[lane.name] = Buffer(lane.name)
+            self._let_go()
+            self._tell()
+        self._meter.event("log_lost", lane=lane.name)
+
+    async def _read(self, world: AnyWorld, lane: _Lane) -> None:
+        """Read on, as far as two batches reach. A new owner first reads all that its predecessor
+        can have seen: one may have been applied already while an older one of its key was not."""
+        if lane.until < 0:
+            standing = await self.log.standing(world, world.deadline(PATIENCE))
+            lane.until = standing.newest[lane.part]
+        want, epoch, reads = 2 * self._batch, lane.epoch, 0
+        while lane.epoch == epoch:
+            behind = lane.cursor < lane.until
+            if not behind and (lane.buffer.depth >= want or reads >= READS):
+                break
+            records = await self.log.read(
+                world, lane.part, lane.cursor, want, world.deadline(PATIENCE)
+            )
+            reads += 1
+            bad = self._take_in(lane, records)
+            if bad:
+                await self._park_unreadable(world, lane, bad)
+            if len(records) < want:
+                break
+        with self._changed:
+            if lane.epoch == epoch:
+                self._buffers[lane.name] = lane.buffer
+
+    def _take_in(self, lane: _Lane, records: Sequence[Record]) -> list[tuple[Record, str]]:
+        bad: list[tuple[Record, str]] = []
+        now, wall = self._clock(), self._runtime.wall()
+        decode = self._decode
+        read: list[tuple[Record, Any, Any]] = []
+        for record in records:
+            try:
+                id, value = decode(record)
+                read.append((record, id, value))
+            except CodecError as error:
+                bad.append((record, f"CodecError: {error}"))
+        with self._changed:
+            for record, id, value in read:
+                since = now - min(max(0.0, wall - record.at), now)
+                lane.buffer.offer(record.kind, record.key, value, since, id, version=record.version)
+            if records:
+                lane.cursor = records[-1].version
+        return bad
+
+    async def _park_unreadable(
+        self, world: AnyWorld, lane: _Lane, bad: Sequence[tuple[Record, str]]
+    ) -> None:
+        await self._unreadable(world, [record for record, _ in bad])
+        letters = [Letter(r, e, 0, self._runtime.wall()) for r, e in bad]
+        await self._settle(world, lane, (), letters)
+        self._meter.count("dead_letters", len(bad))
+        log.error("%s: %d operations can not be read, and were parked", lane.name, len(bad))
+
+    # -- delivering and settling ----------------------------------------------------------
+
+    async def delivery(self, world: AnyWorld, ops: Sequence[Op]) -> Sequence[Op]:
+        """With the epoch of this delivery. Raises Lost."""
+        await self.keep(world, ops)
+        lane = self._lane_of(ops)
+        if lane.epoch is None:
+            raise Lost(lane.name)
+        lane.deliveries += 1
+        epoch = lane.epoch << DELIVERIES | lane.deliveries
+        first = ops[0].epoch == 0
+        if not first:
+            return [redelivered(op, epoch) for op in ops]
+        for op in ops:
+            op.epoch = epoch
+        return ops
+
+    async def ack(self, world: AnyWorld, ops: Sequence[Op]) -> None:
+        """The source has them: out of the log. Raises Lost, or BackendError while the log can
+        not be told (they stay out)."""
+        lane = self._lane_of(ops)
+        await self._settle(world, lane, [(op.key, op.version) for op in ops], ())
+        self._drop(ops)
+
+    async def park(self, world: AnyWorld, op: Op, error: str) -> None:
+        lane = self._lane_of([op])
+        records = [
+            r
+            for r in await self.log.read(
+                world, lane.part, op.version - 1, 1, world.deadline(PATIENCE)
+            )
+            if r.version == op.version
+        ]
+        letters = [Letter(r, error, op.attempts + 1, self._runtime.wall()) for r in records]
+        await self._settle(world, lane, (), letters)
+        with self._changed:
+            self._buffers[lane.name].ack([op])
+            self._fresh.append(Dead(op, error))
+            del self._fresh[:-100]
+            self._let_go()
+            self._tell()
+
+    async def _settle(
+        self,
+        world: AnyWorld,
+        lane: _Lane,
+        done: Sequence[tuple[str, int]],
+        letters: Sequence[Letter],
+    ) -> None:
+        if lane.epoch is None:
+            raise Lost(lane.name)
+        if not done and not letters:
+            return
+        deadline = world.deadline(PATIENCE)
+        if not await self.log.settle(world, lane.part, lane.epoch, done, letters, deadline):
+            self._lose(lane)
+            raise Lost(lane.name)
+
+    async def fenced(self, world: AnyWorld, ops: Sequence[Op]) -> None:
+        """Ours is the older epoch: whoever is right, this lane is claimed anew, above it."""
+        self._lose(self._lane_of(ops), self._poll)
+
+    async def nack(self, world: AnyWorld, ops: Sequence[Op]) -> None:
+        with self._changed:
+            for op in ops:
+                buffer = self._buffers.get(op.lane)
+                if buffer is not None:
+                    buffer.nack([op])
+            self._tell()
+
+    def _lane_of(self, ops: Sequence[Op]) -> _Lane:
+        """Raises Lost where it is not the one any more that they were taken from."""
+        name = ops[0].lane
+        for lane in self._lanes:
+            if lane.name == name:
+                return lane
+        raise Lost(name)
+
+    async def release(self, world: AnyWorld) -> None:
+        """Let another worker have the lanes at once. What is left stays in the log."""
+        for lane in self._lanes:
+            epoch = lane.epoch
+            if epoch is not None:
+                self._lose(lane, self._lease)
+                try:
+                    await self.log.release(
+                        world, lane.part, self._owner, epoch, world.deadline(1.0)
+                    )
+                except BackendError as error:
+                    self._complain("release", error)
+
+    # -- progress -------------------------------------------------------------------------
+
+    async def mark(self, world: AnyWorld) -> Marks:
+        return (await self.log.standing(world, world.deadline(PATIENCE))).newest
+
+    async def undone(self, world: AnyWorld, marks: Marks) -> int:
+        return await self.log.left(world, marks, world.deadline(PATIENCE))
+
+    async def letters_count(self, world: AnyWorld) -> int:
+        return (await self.log.standing(world, world.deadline(PATIENCE))).dead
+
+    def dead(self) -> list[Dead]:
+        """What this process parked lately."""
+        return list(self._fresh)
+
+    def _complain(self, what: str, error: Exception) -> None:
+        self._meter.event("log_errors", lane=self._name, error=type(error).__name__)
+        self._meter.warn_once(
+            f"log {self._name} {what}",
+            "%s: could not %s the write-back log (%s); it is tried again",
+            self._name,
+            what,
+            error if isinstance(error, CacheKitError) else type(error).__name__,
+        )

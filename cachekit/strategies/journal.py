@@ -1,0 +1,218 @@
+"""Write-back in a durable log: values instead of bytes, and reads that see what waits there.
+
+Together, log and source are one system of record: a put changes it the moment it is in the log,
+and the worker's batches only move what is there. Two ways keep every cache right over it:
+
+- A log that tells what was settled (SQLite) is looked into before every read, near copies
+  included: what waits is served from there, and near copies of what has left it are dropped in
+  the same look. A put is then nothing but the log's append.
+- Another (Redis) is looked into by whoever loads, once it has the right to fill. So a put
+  invalidates its key when it is in the log, as any write does, and what the tiers hold is never
+  older than the log (the argument is that of protocols, section 1, with log and source as the
+  source).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..codecs import resolve
+from ..core.deadline import Deadline
+from ..core.keys import physical
+from ..core.notes import Note, NoteKind
+from ..core.ops import OpKind
+from ..core.outcome import Outcome
+from ..core.place import Place
+from ..errors import BackendError, CodecError, ConfigurationError
+from ..protocols import Codec, Log, Record, Standing
+from ..runtime import AnyWorld, AsyncioWorld
+from .drain import Drain
+from .held import Item, Waiting, queue_full
+from .parts import Parts
+from .waiting import heard
+from .writer import Written
+
+SCHEMA = 1
+APPEND = 5.0  # seconds for one append: room is waited for besides
+NAP = 0.02  # seconds between two tries of a put that finds no room
+_HEAD = struct.Struct(">BBI")
+
+
+class Payload:
+    """Id and value <-> a record's bytes: schema 1, the codec's mark, the id's length, the id (exact
+    JSON), the value (the strategy's codec; nothing for a delete)."""
+
+    def __init__(self, codec: Codec, context: bytes) -> None:
+        self._codec = codec
+        self._ids = resolve("json")
+        self._context = context
+
+    def encode(self, key: str, kind: OpKind, id: Any, value: Any) -> bytes:
+        """Raises CodecError for what can not be given back exactly."""
+        context = self._context + key.encode("utf-8", "surrogatepass")
+        name = self._ids.encode(id, context)
+        body = b"" if kind is OpKind.DELETE else self._codec.encode(value, context)
+        return _HEAD.pack(SCHEMA, self._codec.mark, len(name)) + name + body
+
+    def decode(self, record: Record) -> tuple[Any, Any]:
+        """(id, value). Raises CodecError, and nothing else."""
+        data = record.data
+        if len(data) < _HEAD.size:
+            raise CodecError("an operation of a few bytes")
+        schema, mark, length = _HEAD.unpack_from(data)
+        if schema != SCHEMA or mark != self._codec.mark:
+            raise CodecError(
+                f"an operation of schema {schema}, codec {mark}: this process reads schema "
+                f"{SCHEMA}, codec {self._codec.mark}"
+            )
+        context = self._context + record.key.encode("utf-8", "surrogatepass")
+        middle = _HEAD.size + length
+        try:
+            id = self._ids.decode(data[_HEAD.size : middle], context)
+            if record.kind is OpKind.DELETE:
+                return id, None
+            return id, self._codec.decode(data[middle:], context)
+        except CodecError:
+            raise
+        except Exception as error:  # a third-party codec broke its word
+            raise CodecError(f"its codec raised {type(error).__name__}") from error
+
+
+class Journal:
+    """The backlog of a durable log. ``budget``: seconds for one look."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        log: Log,
+        queue: Drain,
+        payload: Payload,
+        *,
+        budget: float,
+        lease: float,
+        most: int,
+        away: str,
+        start: Callable[[AnyWorld], None],
+        closed: Callable[[], Exception | None],
+    ) -> None:
+        self.log = log
+        self.queue = queue
+        self.hits = not log.tells
+        self._parts = parts
+        self._payload = payload
+        self._budget = budget
+        self._lease = lease
+        self._most = most
+        self._away = away
+        self._start = start
+        self._closed = closed
+        self._mark = 0
+
+    # -- writing --------------------------------------------------------------------------
+
+    async def accept(
+        self, world: AnyWorld, kind: OpKind, items: Sequence[Item], deadline: Deadline
+    ) -> Outcome:
+        try:
+            records = [
+                Record(
+                    key := item.place.text or "",
+                    kind,
+                    self._payload.encode(key, kind, item.id, item.value),
+                )
+                for item in items
+            ]
+        except CodecError as error:
+            return Outcome(error=error)
+
+        async def append(world: AnyWorld) -> Outcome:
+            return await self._append(world, items, records, deadline)
+
+        if not self.hits:
+            return await append(world)
+        places = [item.place for item in items]
+        return await self._parts.writer.then_void(world, places, append, lease=self._lease)
+
+    async def _append(
+        self,
+        world: AnyWorld,
+        items: Sequence[Item],
+        records: Sequence[Record],
+        deadline: Deadline,
+    ) -> Outcome:
+        if (error := self._closed()) is not None:
+            return Outcome(error=error)
+        left = list(range(len(records)))
+        while True:
+            try:
+                asked = [records[i] for i in left]
+                versions = await self.log.append(world, asked, world.deadline(APPEND))
+            except BackendError as failed:
+                return Outcome(error=failed)
+            self.queue.told()
+            left = [i for i, version in zip(left, versions, strict=True) if version is None]
+            if not left:
+                return Outcome(Written())
+            self._start(world)
+            if deadline.passed():
+                waits = set(left)
+                taken = [item.id for i, item in enumerate(items) if i not in waits]
+                return Outcome(error=queue_full(self._most, taken))
+            await self._room(world, min(NAP, deadline.left()))
+
+    async def _room(self, world: AnyWorld, seconds: float) -> None:
+        """Another process may make room too: look again soon."""
+        if not isinstance(world, AsyncioWorld):
+            self.queue.wait_for_change(seconds)
+            return
+        async with heard(self.queue) as changed:
+            await changed(seconds)
+
+    # -- reading --------------------------------------------------------------------------
+
+    async def pending(self, world: AnyWorld, places: Sequence[Place]) -> Outcome:
+        """An error where the log can not be asked, unless it was said that reads may then go
+        to the source."""
+        keys = [place.text or "" for place in places]
+        try:
+            look = await self.log.look(world, keys, self._mark, world.deadline(self._budget))
+        except BackendError as error:
+            if self._away == "source":
+                self._parts.meter.event("log_errors", lane=self.log.name)
+                return Outcome([None] * len(keys))
+            return Outcome(error=error)
+        if look.settled is None:
+            self._parts.invalidator.forget_near()
+        elif look.settled:
+            self._parts.invalidator.hear(
+                [Note(NoteKind.KEY, physical(key)) for key in look.settled]
+            )
+        self._mark = max(self._mark, look.mark)  # after what it told of is gone
+        found: list[Waiting | None] = []
+        for record in look.pending:
+            if record is None:
+                found.append(None)
+                continue
+            try:
+                found.append(Waiting(self._payload.decode(record)[1]))
+            except CodecError as error:
+                return Outcome(error=error)
+        return Outcome(found)
+
+    async def standing(self, world: AnyWorld) -> tuple[Standing, float | None]:
+        standing = await self.log.standing(world, world.deadline(self._budget))
+        if standing.oldest is None:
+            return standing, None
+        return standing, max(0.0, self._parts.runtime.wall() - standing.oldest)
+
+
+def checked_codec(codec: Codec, log: Log) -> Codec:
+    """Refuse a codec that runs code from bytes others can write."""
+    if not codec.safe:
+        raise ConfigurationError(
+            f"{log.name}: an unsigned pickle must not be read from a log that others can write; "
+            "give codec=cachekit.codecs.Pickle(secret=...), or keep the default codec"
+        )
+    return codec
