@@ -290,6 +290,9 @@ def replay(where: Where, versions: Sequence[int], *, every: bool, force: bool) -
                     say(f"{safe(desk.queue)}: version {version} was refused: {_why(desk, version)}")
             if late:
                 say("cachekit: the caches could not be told; the worker tells them", sys.stderr)
+        if revived and desk.told is None and not desk.log.tells:
+            say("cachekit: caches may show the old rows until these are written; use --app where "
+                "that matters", sys.stderr)  # fmt: skip
     _none(chosen, desk)
     return 0 if revived == len(chosen) else 1
 

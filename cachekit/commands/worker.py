@@ -19,7 +19,7 @@ from ..runtime import AnyWorld, drive
 from ..strategies.write_back import WriteBack
 from ..version import __version__
 from .app import durable, leave, load, log_of
-from .text import safe, say
+from .text import mute, safe, say
 
 PATIENCE = 5.0  # seconds for one question to a log
 LOOK = 0.05  # seconds between looks at what is left
@@ -29,7 +29,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 class Worker:
     """Drains write-back strategies of a cache until SIGTERM or Ctrl-C; the second one ends the
-    process at once (what is not written stays in the log).
+    process at once (what is not written stays in the log), and so does a batch that outlasts
+    ``grace``. For a process that does nothing else.
 
     Plain sinks have a thread each; async ones share the loop that :meth:`run` is in. ``status``:
     seconds between lines of how it goes; ``grace``: seconds for the batches under way at the
@@ -69,7 +70,9 @@ class Worker:
                 late = await self._end()
         for one in late:
             say(f"{safe(one.name)}: its batch did not end in time and comes again", sys.stderr)
-        return 1 if late else code
+        if late:
+            os._exit(1)  # the loop and the interpreter would wait for the thread that it hangs in
+        return code
 
     # -- working --------------------------------------------------------------------------
 
@@ -169,8 +172,9 @@ class Worker:
             counts, then = fresh, now
             try:
                 say(f"{queues}; {rate:.1f} writes/s, {retries} retries, {parked} parked")
-            except OSError:
-                return  # nobody reads them any more: no reason to stop working
+            except OSError:  # nobody reads them any more: no reason to stop working
+                mute()
+                return
 
     def _counts(self) -> tuple[int, int, int]:
         counts = self._parts.meter.counts

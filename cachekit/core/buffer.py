@@ -134,7 +134,7 @@ class Buffer:
         """How many keys have an unwritten operation accepted at or before a version, even if a
         newer one took its place."""
         ops = (*self._waiting.values(), *self._out.values())
-        return sum(1 for op in ops if op.since <= version)
+        return len({op.key for op in ops if op.since <= version})
 
     def _leave(self, op: Op) -> None:
         if self._out.get(op.key) is op:

@@ -42,7 +42,8 @@ class Dead:
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """What a flush did: counts of operations that were waiting when it began."""
+    """What a flush did: counts of operations that were waiting when it began (in memory: of keys
+    with one). ``applied``: written, or superseded by a newer operation of their key."""
 
     applied: int = 0
     parked: int = 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..core.ops import Op, OpKind
 from ..runtime import AnyWorld
-from .queue import Queue
+from .queue import Queue, redelivered
 
 
 class MemoryLog(Queue):
@@ -16,8 +16,10 @@ class MemoryLog(Queue):
 
     level = "memory"
 
-    def __init__(self, clock: Callable[[], float], max_pending: int) -> None:
-        super().__init__(clock, ("",))
+    def __init__(self, clock: Callable[[], float], max_pending: int, lane: str = "") -> None:
+        """``lane``: a name that no other log has, for sinks that fence."""
+        super().__init__(clock, (lane,))
+        self._deliveries = 0
         (self._buffer,) = self._buffers.values()
         self._max = max_pending
 
@@ -49,7 +51,11 @@ class MemoryLog(Queue):
         with self._changed:
             return self._buffer.pending(key)
 
-    async def park(self, world: AnyWorld, op: Op, error: str) -> None:
-        await super().park(world, op, error)
+    async def delivery(self, world: AnyWorld, ops: Sequence[Op]) -> Sequence[Op]:
+        self._deliveries += 1
+        return [redelivered(op, self._deliveries) for op in ops]
+
+    async def park(self, world: AnyWorld, op: Op, error: str, attempts: int) -> None:
+        await super().park(world, op, error, attempts)
         with self._changed:
             self._let_go()

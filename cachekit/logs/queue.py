@@ -61,8 +61,8 @@ class Queue:
                 self._buffers[lane].nack(part)
             self._tell()
 
-    async def park(self, world: AnyWorld, op: Op, error: str) -> None:
-        """A dead letter."""
+    async def park(self, world: AnyWorld, op: Op, error: str, attempts: int) -> None:
+        """A dead letter, after so many attempts of it alone."""
         with self._changed:
             self._buffers[op.lane].park(op, error)
             self._tell()
@@ -76,17 +76,15 @@ class Queue:
 
     # -- progress -------------------------------------------------------------------------
 
-    async def mark(self, world: AnyWorld) -> Marks:
-        """What has been accepted until now."""
-        return tuple(b.last_version for b in self._buffers.values())
+    async def state(self, world: AnyWorld, seconds: float) -> tuple[Marks, int]:
+        """What has been accepted until now, and how many dead letters there are; asked for at
+        most ``seconds``."""
+        return tuple(b.last_version for b in self._buffers.values()), len(self.dead())
 
-    async def undone(self, world: AnyWorld, marks: Marks) -> int:
+    async def undone(self, world: AnyWorld, marks: Marks, seconds: float) -> int:
         """How many operations accepted up to ``marks`` are not written yet."""
         with self._changed:
             return self._undone_here(marks)
-
-    async def letters_count(self, world: AnyWorld) -> int:
-        return len(self.dead())
 
     def dead(self) -> list[Dead]:
         with self._changed:
@@ -142,7 +140,7 @@ class Queue:
         return None if oldest is None else max(0.0, oldest + delay - self._clock())
 
     def _hurries(self) -> bool:
-        if not self._hurry:
+        if not self._hurry or not self._buffers:
             return False
         if self._undone_here(self._hurry):
             return True

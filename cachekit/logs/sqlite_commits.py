@@ -142,7 +142,7 @@ class LogFile:
         """What a step answers, in a transaction of its own: all of it happens or nothing."""
 
         def whole() -> T:
-            writer = self._ready(deadline)
+            writer = self._ready()
             writer.totals.clear()
             with Transaction(writer.db):
                 return step(writer.db, *args, **kwargs)
@@ -151,7 +151,7 @@ class LogFile:
 
     def settle(self, deadline: Deadline, *args: Any) -> bool:
         def whole() -> bool:
-            writer = self._ready(deadline)
+            writer = self._ready()
             writer.totals.clear()
             writer.db.execute(f"PRAGMA wal_autocheckpoint={SETTLING_PAGES}")
             try:
@@ -204,7 +204,7 @@ class LogFile:
     def _lead(self, call: Append, deadline: Deadline) -> None:
         riders = self._turns.riders(RIDERS)
         try:
-            self._patient("append", deadline, lambda: self._write([call, *riders], deadline))
+            self._patient("append", deadline, lambda: self._write([call, *riders]))
         except BackendTimeout:
             # Nothing was written; each rider has a deadline of its own.
             self._turns.back(riders)
@@ -227,15 +227,15 @@ class LogFile:
         """Each by itself: what the file refuses to one must not fail the others."""
         for one in (call, *riders):
             try:
-                self._patient("append", deadline, functools.partial(self._write, [one], deadline))
+                self._patient("append", deadline, functools.partial(self._write, [one]))
             except Exception as error:
                 self._forget_after(error)
                 one.error = error
             if one is not call:
                 self._turns.done([one])
 
-    def _write(self, group: Sequence[Append], deadline: Deadline) -> None:
-        writer = self._ready(deadline)
+    def _write(self, group: Sequence[Append]) -> None:
+        writer = self._ready()
         first = group[0]
         known = writer.totals.get(first.queue)
         writer.totals.clear()
@@ -295,7 +295,7 @@ class LogFile:
             with gate:
                 self._close_writer()
 
-    def _ready(self, deadline: Deadline) -> Open:
+    def _ready(self) -> Open:
         writer = self._writer
         if writer is not None and not self._is_there(writer):
             self._close_writer()

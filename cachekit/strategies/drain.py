@@ -81,8 +81,9 @@ class Drain(Queue):
         last_epoch: LastEpoch | None,
         unreadable: Gone,
     ) -> None:
-        self._lanes = [_Lane(f"{name}/{part}", part) for part in range(source.parts)]
-        super().__init__(runtime.clock, [lane.name for lane in self._lanes])
+        super().__init__(runtime.clock, ())
+        self._lanes: list[_Lane] = []  # known once the log was asked
+        self._identity = ""
         self.log = source
         self._runtime = runtime
         self._meter = meter
@@ -95,7 +96,6 @@ class Drain(Queue):
         self._unreadable = unreadable
         self._owner = runtime.token()
         self._fresh: list[Dead] = []  # parked by this process
-        self._named = False
         self._seen = Standing()
         self._seen_at = -1.0
 
@@ -131,14 +131,17 @@ class Drain(Queue):
     async def _name_lanes(self, world: AnyWorld) -> None:
         """A lane's name says which log it is of: two logs over one source have lanes of their
         own, and do not fence each other out."""
-        if self._named:
+        if self.owns:
             return
         identity = await self.log.identity(world, world.deadline(PATIENCE))
+        if identity == self._identity:
+            return
         with self._changed:
-            for lane in self._lanes:
-                lane.name = f"{self._name}/{identity}/{lane.part}"
+            self._identity = identity  # another one than before: the log was lost, and begun anew
+            self._lanes = [
+                _Lane(f"{self._name}/{identity}/{part}", part) for part in range(self.log.parts)
+            ]
             self._buffers = {lane.name: Buffer(lane.name) for lane in self._lanes}
-            self._named = True
 
     async def _own(self, world: AnyWorld, lane: _Lane) -> bool:
         now = self._clock()
@@ -282,7 +285,7 @@ class Drain(Queue):
         await self._settle(world, lane, [(op.key, op.version) for op in ops], ())
         self._drop(ops)
 
-    async def park(self, world: AnyWorld, op: Op, error: str) -> None:
+    async def park(self, world: AnyWorld, op: Op, error: str, attempts: int) -> None:
         lane = self._lane_of([op])
         records = [
             r
@@ -291,7 +294,7 @@ class Drain(Queue):
             )
             if r.version == op.version
         ]
-        letters = [Letter(r, error, op.attempts + 1, self._runtime.wall()) for r in records]
+        letters = [Letter(r, error, attempts, self._runtime.wall()) for r in records]
         await self._settle(world, lane, (), letters)
         with self._changed:
             self._buffers[lane.name].ack([op])
@@ -351,14 +354,12 @@ class Drain(Queue):
 
     # -- progress -------------------------------------------------------------------------
 
-    async def mark(self, world: AnyWorld) -> Marks:
-        return (await self.log.standing(world, world.deadline(PATIENCE))).newest
+    async def state(self, world: AnyWorld, seconds: float) -> tuple[Marks, int]:
+        standing = await self.log.standing(world, world.deadline(seconds))
+        return standing.newest, standing.dead
 
-    async def undone(self, world: AnyWorld, marks: Marks) -> int:
-        return await self.log.left(world, marks, world.deadline(PATIENCE))
-
-    async def letters_count(self, world: AnyWorld) -> int:
-        return (await self.log.standing(world, world.deadline(PATIENCE))).dead
+    async def undone(self, world: AnyWorld, marks: Marks, seconds: float) -> int:
+        return await self.log.left(world, marks, world.deadline(seconds))
 
     def dead(self) -> list[Dead]:
         """What this process parked lately."""

@@ -11,20 +11,21 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tenacity import RetryCallState
 from tenacity.stop import stop_after_attempt, stop_base
 from tenacity.wait import wait_base, wait_random_exponential
 
-from ..core.ops import Flushed, Op
+from ..core.ops import Dead, Flushed, Op
 from ..core.outcome import Outcome
 from ..core.policy import Batching, Retrying
-from ..errors import BackendError, FencedOut
+from ..errors import BackendError, ConfigurationError, FencedOut
 from ..logs.queue import Marks, Queue
 from ..observe import Meter, log
 from ..runtime import AnyWorld, AsyncioWorld, Runtime, drive
-from .drain import Lost
+from .drain import PATIENCE, Lost
 from .intent import outcome_unknown
 from .waiting import heard, until_due
 
@@ -35,6 +36,27 @@ Settled = Callable[[AnyWorld, Sequence[Op]], Awaitable[None]]
 
 END = -1.0
 LOOK = 0.02  # seconds between looks at a log that other processes drain too
+
+
+@dataclass(slots=True)
+class Known:
+    """What a flush knows of the queue so far."""
+
+    marks: Marks = ()
+    dead: int = 0  # letters when it began
+    before: int = 0  # operations when it began
+    left: int = 0
+    parked: int = 0
+
+    def told(self, letters: Sequence[Dead], error: Exception | None) -> Flushed:
+        errors = [letter.error for letter in letters][-self.parked :] if self.parked else []
+        return Flushed(
+            applied=max(0, self.before - self.left - self.parked),
+            parked=self.parked,
+            left=self.left,
+            complete=self.left == 0 and error is None,
+            errors=[*errors[:10], *([] if error is None else [str(error)])],
+        )
 
 
 class Flusher:
@@ -54,6 +76,7 @@ class Flusher:
         batching: Batching,
         retrying: Retrying,
         is_async: bool,
+        works: bool = True,
         wait: wait_base | None = None,
         stop: stop_base | None = None,
     ) -> None:
@@ -66,6 +89,7 @@ class Flusher:
         self._written = written
         self._refused = refused
         self._is_async = is_async
+        self.works = works  # else another process writes the batches
         self._wait = wait or wait_random_exponential(multiplier=retrying.base, max=retrying.cap)
         self._stop = stop or stop_after_attempt(retrying.attempts)
         self._lock = threading.Lock()
@@ -78,8 +102,8 @@ class Flusher:
     # -- starting and ending --------------------------------------------------------------
 
     def start(self, world: AnyWorld) -> None:
-        """Start the worker unless it runs."""
-        if self._alive():
+        """Start the worker, unless it runs or is not to run here."""
+        if self._alive() or not self.works:
             return
         with self._lock:
             if self._alive():
@@ -133,30 +157,32 @@ class Flusher:
     def flush(self, timeout: float | None) -> Flushed:
         """Block until what was accepted before this call is applied or parked, or the time is
         over; says which. Not from inside the loop of an async sink: use the async face there."""
-        threads = self.runtime.threads
-        marks, before = drive(self._begin(threads))
-        end = None if timeout is None else self.runtime.clock() + timeout
-        if before[0]:
-            self.start(threads)
-        most = LOOK if self.queue.durable else 0.5
-        while (undone := drive(self.queue.undone(threads, marks))) and self._waits():
-            left = most if end is None else end - self.runtime.clock()
-            if left <= 0:
-                break
-            self.queue.wait_for_change(min(left, most))
-        return drive(self._report(threads, before, undone))
+        threads, end = self.runtime.threads, self._end_of(timeout)
+        known = Known()
+        try:
+            drive(self._begin(threads, known, end))
+            most = LOOK if self.queue.durable else 0.5
+            while drive(self._look(threads, known, end)) and self._waits():
+                left = most if end is None else end - self.runtime.clock()
+                if left <= 0:
+                    break
+                self.queue.wait_for_change(min(left, most))
+            return drive(self._report(threads, known, end))
+        except BackendError as error:
+            return known.told(self.queue.dead(), error)
 
     async def flush_async(self, world: AsyncioWorld, timeout: float | None) -> Flushed:
-        marks, before = await self._begin(world)
-        end = None if timeout is None else self.runtime.clock() + timeout
-        if before[0]:
-            self.start(world)
-        pause = LOOK if self.queue.durable else 0.005
-        while (undone := await self.queue.undone(world, marks)) and self._waits():
-            if end is not None and self.runtime.clock() >= end:
-                break
-            await world.sleep(pause)
-        return await self._report(world, before, undone)
+        end, known = self._end_of(timeout), Known()
+        try:
+            await self._begin(world, known, end)
+            pause = LOOK if self.queue.durable else 0.005
+            while await self._look(world, known, end) and self._waits():
+                if end is not None and self.runtime.clock() >= end:
+                    break
+                await world.sleep(pause)
+            return await self._report(world, known, end)
+        except BackendError as error:
+            return known.told(self.queue.dead(), error)
 
     def _waits(self) -> bool:
         """Whether there is anybody to wait for: another process may drain a durable log."""
@@ -170,22 +196,28 @@ class Flusher:
         if isinstance(worker, threading.Thread) and worker is not threading.current_thread():
             worker.join(timeout)
 
-    async def _begin(self, world: AnyWorld) -> tuple[Marks, tuple[int, int]]:
-        marks = await self.queue.mark(world)
-        before = (await self.queue.undone(world, marks), await self.queue.letters_count(world))
-        self.queue.hurry(marks)
-        return marks, before
+    def _end_of(self, timeout: float | None) -> float | None:
+        return None if timeout is None else self.runtime.clock() + timeout
 
-    async def _report(self, world: AnyWorld, before: tuple[int, int], left: int) -> Flushed:
-        parked = max(0, await self.queue.letters_count(world) - before[1])
-        errors = [letter.error for letter in self.queue.dead()][-parked:] if parked else []
-        return Flushed(
-            applied=max(0, before[0] - left - parked),
-            parked=parked,
-            left=left,
-            complete=left == 0,
-            errors=errors[:10],
-        )
+    def _step(self, end: float | None) -> float:
+        """Seconds for one question to the log, within a flush that ends at ``end``."""
+        return PATIENCE if end is None else min(PATIENCE, max(0.1, end - self.runtime.clock()))
+
+    async def _begin(self, world: AnyWorld, known: Known, end: float | None) -> None:
+        known.marks, known.dead = await self.queue.state(world, self._step(end))
+        known.before = await self._look(world, known, end)
+        if known.before:
+            self.start(world)
+            self.queue.hurry(known.marks)
+
+    async def _look(self, world: AnyWorld, known: Known, end: float | None) -> int:
+        known.left = await self.queue.undone(world, known.marks, self._step(end))
+        return known.left
+
+    async def _report(self, world: AnyWorld, known: Known, end: float | None) -> Flushed:
+        _, dead = await self.queue.state(world, self._step(end))
+        known.parked = max(0, dead - known.dead)
+        return known.told(self.queue.dead(), None)
 
     # -- working --------------------------------------------------------------------------
 
@@ -265,14 +297,15 @@ class Flusher:
                     return all([await self._carry(world, [op]) for op in rest])
                 error = failed[rest[0].id]
             self.meter.count("batch_failures")
-            outage = outcome_unknown(error)
+            # A sink that is set up wrongly says nothing about the rows either.
+            outage = outcome_unknown(error) or isinstance(error, ConfigurationError)
             if not outage and len(batch) > 1:
                 half = len(batch) // 2
                 halves = (batch[:half], batch[half:])
                 return all([await self._carry(world, part) for part in halves])
             state = _state(attempt, error)
             if not outage and self._stop(state):
-                await self._park(world, batch[0], error)
+                await self._park(world, batch[0], error, batch[0].attempts + attempt)
                 return True
             if self.ended:
                 await self.queue.nack(world, batch)
@@ -306,10 +339,10 @@ class Flusher:
         await self.queue.fenced(world, batch)
         raise Lost(self.name)
 
-    async def _park(self, world: AnyWorld, op: Op, error: BaseException) -> None:
+    async def _park(self, world: AnyWorld, op: Op, error: BaseException, attempts: int) -> None:
         # Hidden first: once it has left the log, a flush may return and reads must be right.
         await self._refused(world, [op])
-        await self.queue.park(world, op, f"{type(error).__name__}: {error}")
+        await self.queue.park(world, op, f"{type(error).__name__}: {error}", attempts)
         self.meter.event("dead_letters", strategy=self.name)
         log.error(
             "%s: version %d of a key was refused by the sink and parked: %s",

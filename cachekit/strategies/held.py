@@ -79,7 +79,8 @@ class Held:
         self._closed = closed
         self._most = most
         self.order = threading.RLock()
-        self.queue: MemoryLog = MemoryLog(parts.runtime.clock, most)
+        lane = f"{name}/{parts.runtime.token().hex()}"
+        self.queue: MemoryLog = MemoryLog(parts.runtime.clock, most, lane)
 
     async def accept(
         self, world: AnyWorld, kind: OpKind, items: Sequence[Item], deadline: Deadline

@@ -25,7 +25,7 @@ from ..core.notes import Note, NoteKind
 from ..core.ops import OpKind
 from ..core.outcome import Outcome
 from ..core.place import Place
-from ..errors import BackendError, CodecError, ConfigurationError
+from ..errors import BackendError, CodecError, ConfigurationError, KeyEncodingError
 from ..protocols import Codec, Log, Record, Standing
 from ..runtime import AnyWorld, AsyncioWorld
 from .drain import Drain
@@ -116,15 +116,8 @@ class Journal:
         self, world: AnyWorld, kind: OpKind, items: Sequence[Item], deadline: Deadline
     ) -> Outcome:
         try:
-            records = [
-                Record(
-                    key := item.place.text or "",
-                    kind,
-                    self._payload.encode(key, kind, item.id, item.value),
-                )
-                for item in items
-            ]
-        except CodecError as error:
+            records = [self._record(kind, item) for item in items]
+        except (CodecError, KeyEncodingError) as error:
             return Outcome(error=error)
 
         async def append(world: AnyWorld) -> Outcome:
@@ -134,6 +127,15 @@ class Journal:
             return await append(world)
         places = [item.place for item in items]
         return await self._parts.writer.then_void(world, places, append, lease=self._lease)
+
+    def _record(self, kind: OpKind, item: Item) -> Record:
+        key = item.place.text or ""
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            raise KeyEncodingError(f"{key!r}: half a surrogate pair: no log takes it") from None
+        data = self._payload.encode(key, kind, item.id, item.value)
+        return Record(key, kind, data, at=self._parts.runtime.wall())
 
     async def _append(
         self,

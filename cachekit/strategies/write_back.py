@@ -6,12 +6,14 @@ import asyncio
 import atexit
 import weakref
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 from ..core.entry import MISSING
 from ..core.ops import Dead, Flushed, Op, OpKind
 from ..core.outcome import Outcome
+from ..core.place import Place
 from ..core.policy import Batching, Retrying
 from ..errors import BackendError, CacheKitError, QueueFull, WriteBackClosed
 from ..logs.queue import Queue
@@ -96,8 +98,9 @@ class WriteBack(Strategy):
             )
             self._backlog: Backlog = held
             self._held: Held | None = held
+            self._order: AbstractContextManager[Any] = held.order
         else:
-            self._held = None
+            self._held, self._order = None, nullcontext()
             self._backlog = journal_for(
                 parts,
                 self._log,
@@ -121,6 +124,7 @@ class WriteBack(Strategy):
             batching=self._batching,
             retrying=self._retrying,
             is_async=self.is_async,
+            works=self._asked.works,
             wait=self._asked.wait,
             stop=self._asked.stop,
         )
@@ -131,8 +135,7 @@ class WriteBack(Strategy):
         return self._backlog.queue
 
     def _start(self, world: AnyWorld) -> None:
-        if self._asked.works:
-            self._flusher.start(world)
+        self._flusher.start(world)
 
     def _shut(self) -> Exception | None:
         return WriteBackClosed(f"{self.name} is closed") if self._closed else None
@@ -247,23 +250,23 @@ class WriteBack(Strategy):
 
     async def _written(self, world: AnyWorld, ops: Sequence[Op]) -> None:
         """The source has them: whatever was loaded before is outdated."""
-        texts = [str(op.key) for op in ops]
+        places = [self.place(op.id) for op in ops]
         drops = [t for op in ops for t in self._dropped(op.id, op.value)]
         invalidator = self._parts.invalidator
-        await invalidator.tell(world, texts, drops, replay=True)
+        await invalidator.tell(world, _texts(places), drops, replay=True)
         # Before the log lets go: loads that began while the key was dirty saw the old row.
         if self._held is not None:
             self._detach([op.key for op in ops])
         else:
-            invalidator.detach([self.place(op.id) for op in ops], ())
+            invalidator.detach(places, ())
         if drops:
             invalidator.detach((), drops)
 
     async def _refused(self, world: AnyWorld, ops: Sequence[Op]) -> None:
         """The source will never have them: this process must not show them either."""
-        invalidator = self._parts.invalidator
-        await invalidator.tell(world, [str(op.key) for op in ops], (), replay=True)
-        invalidator.detach([self.place(op.id) for op in ops], ())
+        invalidator, places = self._parts.invalidator, [self.place(op.id) for op in ops]
+        await invalidator.tell(world, _texts(places), (), replay=True)
+        invalidator.detach(places, ())
 
     async def _unreadable(self, world: AnyWorld, records: Sequence[Record]) -> None:
         invalidator = self._parts.invalidator
@@ -285,13 +288,11 @@ class WriteBack(Strategy):
         return await self._flusher.flush_async(self._parts.runtime.asyncio(), timeout)
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> Flushed:
-        self._end()
+        timeout = self._end(timeout)
         runtime = self._parts.runtime
         deadline = runtime.threads.deadline(timeout)
         try:
-            return self._flusher.flush(timeout if self._asked.works else 0.0)
-        except BackendError as error:  # the log: what is in it stays there
-            return Flushed(complete=False, errors=[str(error)])
+            return self._flusher.flush(timeout)
         finally:
             self._flusher.end(max(LAST_BATCH, deadline.left()))
             if self._log is not None:
@@ -299,24 +300,22 @@ class WriteBack(Strategy):
             atexit.unregister(self._at_exit)
 
     async def _close_async(self, timeout: float) -> Flushed:
-        self._end()
+        timeout = self._end(timeout)
         world = self._parts.runtime.asyncio()
         try:
-            return await self._flush_async(timeout if self._asked.works else 0.0)
-        except BackendError as error:
-            return Flushed(complete=False, errors=[str(error)])
+            return await self._flush_async(timeout)
         finally:
             await world.aside(self._flusher.end, LAST_BATCH)
             if self._log is not None:
                 await self._log.close(world)
             atexit.unregister(self._at_exit)
 
-    def _end(self) -> None:
-        if self._held is None:
+    def _end(self, timeout: float) -> float:
+        """Accept no more. How long to wait for what was accepted, where anybody here writes it."""
+        again = self._closed
+        with self._order:  # whoever was accepted before is in the flush that follows
             self._closed = True
-            return
-        with self._held.order:  # whoever was accepted before is in the flush that follows
-            self._closed = True
+        return timeout if self._flusher.works and not again else 0.0
 
     def _last_flush(self) -> None:
         """At the end of the interpreter: worker and loop may be gone, and no thread starts."""
@@ -328,13 +327,13 @@ class WriteBack(Strategy):
             return
         if left and self._log is None:
             log.error("%s: the process ends with %d writes lost", self.name, left)
-        elif left and self._asked.works:
+        elif left and self._flusher.works:
             log.warning("%s: %d writes are left in the log for the next start", self.name, left)
 
     def _drain_here(self) -> int:
         runtime, queue = self._parts.runtime, self._backlog.queue
         waits = queue.here() if self._log is None else self.depth()
-        if waits and self._asked.works and self.is_async:
+        if waits and self._flusher.works and self.is_async:
 
             async def drain() -> None:
                 world = runtime.asyncio()
@@ -343,7 +342,7 @@ class WriteBack(Strategy):
                     await self._log.close(world)
 
             asyncio.run(drain())
-        elif waits and self._asked.works and self._flusher.threadless:
+        elif waits and self._flusher.works and self._flusher.threadless:
             drive(self._flusher.drain(runtime.threads, CLOSE_TIMEOUT))
         else:
             return waits
@@ -352,6 +351,7 @@ class WriteBack(Strategy):
     def work(self, world: AnyWorld) -> None:
         """Write batches from this process, also with ``worker=False``. An async sink needs a
         loop's world."""
+        self._flusher.works = True
         self._flusher.start(world)
 
     def rest(self, timeout: float = CLOSE_TIMEOUT) -> None:
@@ -380,6 +380,10 @@ class WriteBack(Strategy):
         """What the source refused for good, with its errors: with a durable log the last hundred
         that this process parked; all are listed by ``cachekit dlq``."""
         return self.log.dead()
+
+
+def _texts(places: Sequence[Place]) -> list[str]:
+    return [place.text for place in places if place.text is not None]
 
 
 def _knows(mine: weakref.ref[WriteBack], ident: Hashable) -> bool:

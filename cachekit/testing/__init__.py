@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .clock import ManualClock
+from .postgresql import PostgreSQLServer
 from .servers import MemcachedServer, RedisServer, ServerFailed, ServerMissing
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "LogContract",
     "ManualClock",
     "MemcachedServer",
+    "PostgreSQLServer",
     "RedisServer",
     "ServerFailed",
     "ServerMissing",

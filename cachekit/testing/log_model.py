@@ -53,6 +53,7 @@ class LogModel:
         self.parts = parts
         self.bounds = bounds
         self.ops: list[dict[int, Record]] = [{} for _ in range(parts)]  # by version, growing
+        self.sizes = [0] * parts
         self.newest = [0] * parts
         self.owners = [Ownership() for _ in range(parts)]
         self.dead: dict[int, Letter] = {}
@@ -64,9 +65,8 @@ class LogModel:
     # -- from put to the log ---------------------------------------------------------------
 
     def has_room(self, part: int, record: Record) -> bool:
-        held = self.ops[part].values()
-        size = sum(map(size_of, held)) + size_of(record)
-        return len(held) < self.bounds.operations and size <= self.bounds.size
+        size = self.sizes[part] + size_of(record)
+        return len(self.ops[part]) < self.bounds.operations and size <= self.bounds.size
 
     def admit(
         self, records: Sequence[Record], part_of: Callable[[str], int], version: Callable[[], int]
@@ -86,6 +86,7 @@ class LogModel:
     def accept(self, part: int, record: Record, version: int) -> int:
         assert version > self.newest[part], "versions only grow"
         self.ops[part][version] = record._replace(version=version)
+        self.sizes[part] += size_of(record)
         self.newest[part] = version
         return version
 
@@ -125,7 +126,7 @@ class LogModel:
         ops = self.ops[part]
         gone = [version for version, r in ops.items() if r.key == key and version <= upto]
         for version in gone:
-            del ops[version]
+            self.sizes[part] -= size_of(ops.pop(version))
         if gone:
             self.mark += 1
             self.settled.append((self.mark, key))

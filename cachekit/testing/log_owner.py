@@ -178,7 +178,7 @@ class LogOwnerContract(LogSuite):
         log = desk.open()
         await log.put("bystander")
         versions: dict[str, int] = {}
-        for start in range(0, 3000, 500):
+        for start in range(0, 2000, 500):
             keys = ["hot" if n % 2 else f"k{n}" for n in range(start, start + 500)]
             versions.update(zip(keys, await log.puts(*keys), strict=True))
         for key in list(versions):

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import os
-import pwd
-import shutil
-import signal
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cachekit.core.ops import Op, OpKind
 from cachekit.strategies.intent import outcome_unknown
+from cachekit.testing import PostgreSQLServer, ServerMissing
 
 LANE = "shop/0"
 START = 30.0
@@ -40,82 +34,25 @@ def at(epoch: int, ops: Sequence[Op]) -> list[Op]:
     return [replace(op, epoch=epoch) for op in ops]
 
 
-class Cluster:
-    """One PostgreSQL server in a temporary folder, reached by a socket in it."""
-
-    def __init__(self, initdb: str, postgres: str) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="cachekit-pg-"))
-        # The server refuses to run as root.
-        who: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            entry = pwd.getpwnam("postgres")
-            os.chown(self.folder, entry.pw_uid, entry.pw_gid)
-            who = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-        data = str(self.folder / "data")
-        subprocess.run(
-            [initdb, "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"],
-            check=True,
-            capture_output=True,
-            cwd=self.folder,
-            **who,
-        )
-        command = [postgres, "-D", data, "-k", str(self.folder), "-c", "listen_addresses="]
-        with (self.folder / "output").open("wb") as output:
-            self.process = subprocess.Popen(
-                [*command, "-c", "deadlock_timeout=100ms"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self.folder,
-                start_new_session=True,
-                **who,
-            )
-        self.dsn = f"host={self.folder} user=postgres dbname=postgres"
-        self.url = f"postgresql+psycopg://postgres@/postgres?host={self.folder}"
-        atexit.register(self.close)
-        self._wait()
+class Cluster(PostgreSQLServer):
+    """The PostgreSQL server of this test run."""
 
     def connect(self, **options: Any) -> Any:
         import psycopg
 
         return psycopg.connect(self.dsn, **options)
 
-    def _wait(self) -> None:
-        import psycopg
-
-        end = time.monotonic() + START
-        while True:
-            try:
-                self.connect().close()
-                return
-            except psycopg.OperationalError:
-                if self.process.poll() is not None or time.monotonic() > end:
-                    self.close()
-                    raise
-                time.sleep(0.05)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGQUIT)  # at once; nothing here is to be kept
-            self.process.wait(10)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _program(name: str) -> str | None:
-    installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return shutil.which(name) or (str(installed[-1]) if installed else None)
-
 
 @cache
 def _cluster() -> Cluster | str:
-    initdb, postgres = _program("initdb"), _program("postgres")
-    if initdb is None or postgres is None:
-        return "no PostgreSQL server: apt-get install postgresql"
     try:
         import psycopg  # noqa: F401
+
+        return Cluster("deadlock_timeout=100ms").__enter__()  # until the interpreter ends
+    except ServerMissing as error:
+        return str(error)
     except ImportError:
         return "no psycopg: pip install 'psycopg[binary]'"
-    return Cluster(initdb, postgres)
 
 
 def postgresql_cluster() -> Cluster:

@@ -169,3 +169,57 @@ def test_undone_up_to_counts_only_what_was_accepted_by_then() -> None:
     buffer.take(1)
     assert buffer.undone_up_to(2) == 2
     assert buffer.undone_up_to(3) == 3
+
+
+def test_a_key_that_is_out_and_waits_again_is_one_undone_key() -> None:
+    buffer = Buffer()
+    buffer.offer(OpKind.PUT, "a", 1, 0.0)
+    (first,) = buffer.take(1)
+    buffer.offer(OpKind.PUT, "a", 2, 1.0)
+    assert (buffer.undone_up_to(1), buffer.undone_up_to(2)) == (1, 1)
+    buffer.ack([first])
+    assert (buffer.undone_up_to(1), buffer.undone_up_to(2)) == (0, 1)
+
+
+def test_versions_of_a_log_are_kept_with_their_gaps() -> None:
+    buffer = Buffer("lane")
+    for version, key in ((3, "a"), (7, "b"), (12, "a")):
+        buffer.offer(OpKind.PUT, key, version, float(version), f"id-{key}", version=version)
+    assert buffer.last_version == 12
+    assert buffer.superseded == 1
+    taken = buffer.take(5)
+    assert [(op.key, op.version, op.since, op.at, op.id, op.lane) for op in taken] == [
+        ("a", 12, 3, 3.0, "id-a", "lane"),
+        ("b", 7, 7, 7.0, "id-b", "lane"),
+    ]
+    assert (buffer.undone_up_to(2), buffer.undone_up_to(3), buffer.undone_up_to(7)) == (0, 1, 2)
+
+
+def test_what_failed_and_was_superseded_keeps_its_age_and_its_place() -> None:
+    buffer = Buffer()
+    buffer.offer(OpKind.PUT, "a", 1, 0.0)
+    (first,) = buffer.take(1)
+    buffer.offer(OpKind.PUT, "b", 1, 1.0)
+    buffer.offer(OpKind.DELETE, "a", None, 2.0)
+    buffer.nack([first])
+    assert buffer.oldest() == 0.0
+    assert buffer.undone_up_to(1) == 1  # a's newer operation stands for the failed one
+    taken = buffer.take(2)
+    assert [(op.key, op.kind, op.version, op.attempts) for op in taken] == [
+        ("a", OpKind.DELETE, 3, 0),
+        ("b", OpKind.PUT, 2, 0),
+    ]
+
+
+def test_part_of_a_batch_may_be_answered_at_a_time() -> None:
+    buffer = Buffer()
+    for key in "abc":
+        buffer.offer(OpKind.PUT, key, 1, 0.0)
+    a, b, c = buffer.take(3)
+    buffer.ack([a])
+    buffer.park(b, "no")
+    assert (buffer.depth, buffer.ready) == (1, 0)
+    buffer.nack([c])
+    assert (buffer.depth, buffer.ready) == (1, 1)
+    assert [op.key for op in buffer.take(3)] == ["c"]
+    assert [(dead.op.key, dead.error) for dead in buffer.dead] == [("b", "no")]

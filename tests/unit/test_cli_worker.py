@@ -18,14 +18,13 @@ Make = Callable[..., Shop]
 
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.server)])
-def log(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/orders.log"
-    request.getfixturevalue("redis_server")
-    server = RedisServer()
-    server.start()
-    request.addfinalizer(server.close)
-    return server.url
+        yield f"sqlite:///{tmp_path}/orders.log"
+        return
+    request.getfixturevalue("redis_server")  # or skipped
+    with RedisServer() as server:
+        yield server.url
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ def test_sigterm_lets_the_batch_under_way_end_and_leaves_the_rest(made: Make, la
 def test_a_batch_that_does_not_end_in_time_is_told_of_and_comes_again(
     made: Make, later: str
 ) -> None:
-    shop = made(SLOW="3", LATER=later, LEASE="0.5")
+    shop = made(SLOW="100", LATER=later, LEASE="0.5")
     shop.orders.put("o1", 1)
     with shop.worker("--grace", "100ms") as process:
         shop.until_busy()
@@ -131,7 +130,7 @@ def test_two_workers_share_the_work_of_a_log_one_at_a_time(made: Make) -> None:
 
 @pytest.mark.parametrize("later", ["", "yes"], ids=["plain", "async"])
 def test_once_writes_what_is_there_and_tells_of_it(made: Make, later: str) -> None:
-    shop = made(LATER=later, WORKS=later)
+    shop = made(LATER=later, WORKS=later, DELAY="1h")
     shop.orders.put_many({"o1": 1, "bad": 2, "o3": 3})
     done = shop.cli("worker", "--app", "shop:cache", "--queue", "orders", "--once")
     assert done.returncode == 0
@@ -163,7 +162,7 @@ def test_it_says_how_it_goes(made: Make) -> None:
         (shop.folder / "down").unlink()
         while not line.startswith("orders: 0 waiting, 0 dead; "):
             line = process.stdout.readline()
-        code, out, err = ended(process)
+        code, _, err = ended(process)
     assert (code, err) == (0, "")
     assert shop.rows() == {"o1": 1}
 
@@ -173,11 +172,11 @@ def test_a_reader_of_its_lines_that_goes_away_does_not_stop_it(made: Make) -> No
     with shop.worker("--status", "100ms") as process:
         assert process.stdout is not None
         process.stdout.close()
+        process.stdout = None
         time.sleep(0.5)
         shop.orders.put("o1", 1)
         shop.until(lambda: shop.rows() == {"o1": 1})
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        assert ended(process) == (0, None, "")
 
 
 @pytest.mark.server

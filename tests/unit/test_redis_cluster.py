@@ -343,7 +343,7 @@ def test_a_replica_that_takes_over_is_found(cluster: list[RedisServer]) -> None:
     lost, url = cluster[2], f"redis+cluster://127.0.0.1:{cluster[0].port}"
     bus = free_port()
     options = ["--cluster-enabled", "yes", "--cluster-port", str(bus), "--save", ""]
-    options += ["--cluster-node-timeout", "600"]
+    options += ["--cluster-require-full-coverage", "no", "--cluster-node-timeout", "600"]
     with ExitStack() as stack:
         spare = stack.enter_context(RedisServer(options))
         client = stack.enter_context(redis.Redis(port=spare.port))

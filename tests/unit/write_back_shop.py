@@ -59,8 +59,10 @@ orders = WriteBack(
     cache, key="order:{id}", name="orders", load=load,
     store_many=store_later if later else store_many,
     delete_many=delete_later if later else delete_many,
-    log=os.environ["LOG"], worker=bool(os.environ.get("WORKS")), delay="20ms", batch=5,
-    lease=float(os.environ.get("LEASE", "60")), retry=Retrying(attempts=2, base=0.01, cap=0.05),
+    log=os.environ["LOG"], worker=bool(os.environ.get("WORKS")), batch=5,
+    delay=os.environ.get("DELAY", "20ms"),
+    lease=float(os.environ.get("LEASE", "60")),
+    retry=Retrying(attempts=2, base=0.01, cap=0.05),
 )
 
 def make():
@@ -150,10 +152,11 @@ class Shop:
         self.until((self.folder / "busy").exists)
 
     def close(self) -> None:
+        self.orders.rest(0.0)
         self.cache.close(0.0)
 
 
-def ended(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[int, str, str]:
+def ended(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[int, Any, Any]:
     """Exit code and output after a signal."""
     process.send_signal(number)
     out, err = process.communicate(timeout=PATIENT)

@@ -35,6 +35,8 @@ class RedisBackend:
     ``bus``: how near tiers follow: "push" (the scripts publish what they invalidate), or
     "tracking" (the server tells of every change of a key, so that foreign writers, expiry and
     eviction are heard of too; each fill then costs one more read; not for a cluster).
+
+    ``log`` opens write-back queues, see ``RedisLog``; there are none with ``clients``.
     """
 
     name = "redis"

@@ -61,9 +61,7 @@ class RedisLog(LogSpeaker):
         with Verb("append", deadline, [record.key for record in records]) as verb:
             route = self._route(world)
             await self._learn(route, verb.until, record=True)
-            if world not in self._checked:
-                await self._check(route, verb.until)
-                self._checked.add(world)
+            await self._check_once(world, verb.until)
             keys = [_raw(record.key) for record in records]
             now = time.time()  # for those that do not tell their own
             todo: dict[int, list[int]] = {}
@@ -96,12 +94,17 @@ class RedisLog(LogSpeaker):
             raw = [_raw(key) for key in keys]
             for i, key in enumerate(raw):
                 places.setdefault(part_of(key, self.parts), []).append(i)
+            groups = [
+                (part, asked[start : start + MOST_AT_ONCE])
+                for part, asked in places.items()
+                for start in range(0, len(asked), MOST_AT_ONCE)
+            ]
             steps: list[Step] = []
-            for part, asked in places.items():
+            for part, asked in groups:
                 names = self._names.of(part, b"log", b"index")
                 steps.append((scripts.LOOK, names, [mark_of(raw[i]) for i in asked]))
             replies = await self._eval(route, steps, verb.until)
-            for (part, asked), found in zip(places.items(), replies, strict=True):
+            for (part, asked), found in zip(groups, replies, strict=True):
                 for i, operation in zip(asked, found, strict=True):
                     if operation is not None:
                         place, head, data = operation
@@ -283,6 +286,8 @@ class RedisLog(LogSpeaker):
         self, world: World, versions: Sequence[int], force: bool, deadline: Deadline
     ) -> list[int]:
         with Verb("revive", deadline) as verb:
+            if versions and await self._learn(self._route(world), verb.until):
+                await self._check_once(world, verb.until)
             forced = b"1" if force else b"0"
             found = await self._pick(world, scripts.REVIVE, versions, verb.until, forced)
             for part, (_, place) in found:

@@ -107,6 +107,11 @@ class LogSpeaker:
         keys = [self._names.of(part, b"log")[0] for part in range(self.parts)]
         self._waiting = await check(route, keys, self.level, until)
 
+    async def _check_once(self, world: World, until: float) -> None:
+        if world not in self._checked:
+            await self._check(self._route(world), until)
+            self._checked.add(world)
+
     async def _accept(self, world: World, steps: Sequence[Step], until: float) -> Replies:
         """As ``_eval``, kept at the level. Waiting holds up a connection: it has its own."""
         if self._waiting is None:
@@ -158,7 +163,8 @@ class LogSpeaker:
     async def _pick(
         self, world: World, script: Script, versions: Sequence[int], until: float, *flags: bytes
     ) -> list[tuple[int, Reply]]:
-        """The script on dead letters: each of its answers with its partition."""
+        """The script on dead letters: each of its answers with its partition. With ``flags`` it
+        accepts operations, and they are kept at the level."""
         route = self._route(world)
         if not versions or not await self._learn(route, until):
             return []
@@ -172,14 +178,17 @@ class LogSpeaker:
             names = self._names.of(part, *ALL)
             first = (*flags, self._newest.get(part, b"")) if flags else ()
             for i in range(0, len(asked), MOST_AT_ONCE):
-                step = (script, names, (*first, *asked[i : i + MOST_AT_ONCE]))
-                [reply] = await self._eval(route, [step], until)
+                steps = [(script, names, (*first, *asked[i : i + MOST_AT_ONCE]))]
+                if flags:
+                    [reply] = await self._accept(world, steps, until)
+                else:
+                    [reply] = await self._eval(route, steps, until)
                 found += [(part, each) for each in reply]
         return found
 
     def _within(self, part: int) -> int:
         if not 0 <= part < self.parts:
-            raise ValueError(f"{self.name} has no partition {part}")
+            raise ConfigurationError(f"{self.name} has no partition {part}")
         return part
 
     def _saw(self, part: int, place: bytes) -> None:
