@@ -62,6 +62,10 @@ class BackendUnavailable(BackendError):
     """The backend can not be reached, or its breaker is open."""
 
 
+class PartUnavailable(BackendUnavailable):
+    """A part of the backend (a node of a cluster) can not be reached; others may well be."""
+
+
 class BackendRefused(BackendError):
     """The backend answered with an error (OOM, READONLY, too large, no permission, ...)."""
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from .core.breaker import Breaker, BreakerState
 from .core.deadline import Deadline
-from .errors import BackendError, BackendRefused, BackendUnavailable
+from .errors import BackendError, BackendRefused, BackendUnavailable, PartUnavailable
 from .observe import Meter
 from .protocols import Backend, Store
 from .runtime import AnyWorld, Runtime
@@ -75,6 +75,8 @@ class Guard:
         breaker, was = self.breaker, self.breaker.opened
         if how == "failed":
             breaker.failure()
+        elif how == "in part":
+            breaker.abandon()  # says nothing about the rest
         else:
             breaker.success()
         self.meter.event("backend_errors", operation=operation)
@@ -102,6 +104,9 @@ class Guard:
             result = await call(self.store(world))
         except BackendRefused:
             self._settle(operation, started, "answered")
+            raise
+        except PartUnavailable:
+            self._settle(operation, started, "in part")
             raise
         except BackendError:
             self._settle(operation, started, "failed")

@@ -56,6 +56,20 @@ def test_a_table_under_three_strategies_ends_with_the_same_rows_at_different_cos
     ]
 
 
+def test_a_writer_that_is_killed_loses_nothing_that_it_acknowledged() -> None:
+    shown = output("write_back.py")
+    killed = re.search(r"killed after (\d+) acknowledged puts: \d+ rows, (\d+) in the log", shown)
+    assert killed
+    acknowledged, waiting = int(killed[1]), int(killed[2])
+    assert acknowledged >= 1000
+    assert waiting > 0, "nothing was left to lose"
+    assert f"read after the kill: {{'total': {acknowledged * 10}}}" in shown
+    assert "flushed: True" in shown
+    rows = re.search(r"rows now: (\d+); acknowledged puts lost: 0$", shown, re.M)
+    assert rows
+    assert acknowledged <= int(rows[1]) <= acknowledged + 1
+
+
 def test_the_web_application_runs_as_a_program() -> None:
     pytest.importorskip("fastapi")
     shown = output("fastapi_app.py")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -48,13 +47,6 @@ def say(line: str, to: TextIO | None = None) -> None:
     stream = to or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
-
-
-def mute() -> None:
-    """Send standard output nowhere, with what is left in its buffer: its reader is gone."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def duration(text: str, option: str) -> float:

@@ -19,7 +19,7 @@ from ..runtime import AnyWorld, drive
 from ..strategies.write_back import WriteBack
 from ..version import __version__
 from .app import durable, leave, load, log_of
-from .text import mute, safe, say
+from .text import safe, say
 
 PATIENCE = 5.0  # seconds for one question to a log
 LOOK = 0.05  # seconds between looks at what is left
@@ -172,9 +172,8 @@ class Worker:
             counts, then = fresh, now
             try:
                 say(f"{queues}; {rate:.1f} writes/s, {retries} retries, {parked} parked")
-            except OSError:  # nobody reads them any more: no reason to stop working
-                mute()
-                return
+            except OSError:
+                return  # nobody reads them any more: no reason to stop working
 
     def _counts(self) -> tuple[int, int, int]:
         counts = self._parts.meter.counts

@@ -131,6 +131,11 @@ class Policy:
         """This policy with some options replaced (already in seconds)."""
         return replace(self, **options)
 
+    def changed(self, **options: Any) -> Policy:
+        """This policy with options as a user types them."""
+        made = Policy.make(**options)
+        return self.but(**{name: getattr(made, name) for name in options})
+
     def ttl_of(self, value: Any) -> float | None:
         """The ttl of one value in seconds: 0 = do not store, None = no expiry."""
         if value is None and self.negative_ttl is not None:

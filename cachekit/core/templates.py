@@ -42,6 +42,8 @@ class Template:
     def key(self, values: tuple[Any, ...], owner: str) -> str:
         """The text key of these field values (typed: 7 and "7" differ)."""
         if self.plain:
+            if len(values) == 1 and type(values[0]) is int:
+                return self.literals[0] + keys.bare(values[0]) + self.literals[1]
             encoded = keys.named(keys.bare, values, self.fields, owner)
             for i, after in enumerate(self.literals[1:-1]):
                 # What follows must show where this value ends: a-b + c is not a + b-c.

@@ -26,7 +26,7 @@ def open_log(
         path = unquote(urlsplit(url).path)[1:]
         if not path:
             raise ConfigurationError("this log's URL names no file: write sqlite:///orders.log")
-        return SQLiteLog(path, queue, level=level, bounds=bounds)
+        return SQLiteLog(path, queue, namespace=namespace, level=level, bounds=bounds)
     if separator and scheme in _REDIS:
         from ..backends.redis import RedisBackend
 

@@ -44,6 +44,7 @@ class SQLiteLog:
         path: str | os.PathLike[str],
         queue: str,
         *,
+        namespace: str = "",
         level: str | None = None,
         bounds: Bounds = Bounds(),  # noqa: B008  # a tuple: nobody changes it
     ) -> None:
@@ -55,7 +56,9 @@ class SQLiteLog:
             raise ConfigurationError("a write-back queue needs a name")
         self.level = level or "process"
         self.name = f"{queue} (sqlite)"
-        self._queue = queue
+        # Queues of one name in two namespaces are two queues.
+        self._space = f"{namespace}/" if namespace else ""
+        self._queue = self._space + queue
         self._bounds = bounds
         # Made absolute now: a later chdir must not lead to another file.
         self._file = log_file(os.path.abspath(path), self.level == "host")
@@ -150,7 +153,9 @@ class SQLiteLog:
         return await self._read(world, "left", deadline, tables.left, self._queue, upto[0])
 
     async def queues(self, world: World, deadline: Deadline) -> list[str]:
-        return await self._read(world, "queues", deadline, tables.queues)
+        """Those of the namespace; without one, all of the file."""
+        names = await self._read(world, "queues", deadline, tables.queues)
+        return [n.removeprefix(self._space) for n in names if n.startswith(self._space)]
 
     # -- dead letters
 

@@ -90,7 +90,7 @@ class Strategy:
     def _bind(self, parts: Parts) -> None:
         options = self._options
         self._parts = parts
-        self.policy = _merged(parts.policy, self._policy_options)
+        self.policy = parts.policy.changed(**self._policy_options)
         if not self.waits:
             self.policy = self.policy.but(wait=0.0)
         key = options["key"]
@@ -119,7 +119,7 @@ class Strategy:
             compile_template(t, (self._id_name, *_RESULT), f"{self.name}: invalidates")
             for t in options["invalidates"]
         ]
-        tagged = bool(self._known_tags or self._result_tags or discover)
+        tagged = self._tagged = bool(self._known_tags or self._result_tags or discover)
         templates = [*self._known_tags, *self._result_tags]
         table = parts.table(
             parts.claim(self.name, shared_ok=True),
@@ -160,9 +160,11 @@ class Strategy:
 
     def key(self, id: Any) -> str:
         """The text key of an id."""
-        return self.place(id).text or ""
+        return self._text((self._key_fn(id),) if self._key is None else self._fields(id))
 
     def _tags(self, id: Any, value: Any = MISSING) -> tuple[str, ...]:
+        if not self._tagged:
+            return ()
         known = {self._id_name: id}
         tags = [t.tag(known) for t in self._known_tags]
         if value is not MISSING:
@@ -178,6 +180,8 @@ class Strategy:
         return [t.tag(scope) for t in self._result_tags if set(t.names) <= set(scope)]
 
     def _dropped(self, id: Any, value: Any = None) -> list[str]:
+        if not self._drops:
+            return []
         scope = {self._id_name: id, "value": value, "result": value}
         usable = [t for t in self._drops if value is not None or not set(t.names) & set(_RESULT)]
         return [t.tag(scope) for t in usable]
@@ -364,11 +368,6 @@ class Strategy:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({getattr(self, 'name', 'unbound')})"
-
-
-def _merged(base: Policy, options: dict[str, Any]) -> Policy:
-    made = Policy.make(**options)
-    return base.but(**{name: getattr(made, name) for name in options})
 
 
 def _reader_of(name: str, template: Template) -> Callable[[Any], tuple[Any, ...]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ..core.deadline import Deadline
+from ..core.keys import physical
 from ..core.ops import OpKind
 from ..core.outcome import Outcome
 from ..core.place import Place
@@ -22,9 +23,10 @@ from .writer import Written
 
 
 class Item(NamedTuple):
-    """One write that was asked for."""
+    """One write that was asked for. ``place``: where near copies may have to go."""
 
-    place: Place
+    key: str
+    place: Place | None
     id: Any
     value: Any
     tags: tuple[str, ...]
@@ -39,9 +41,11 @@ class Waiting(NamedTuple):
 class Backlog(Protocol):
     """Where a strategy's accepted operations are until the source has them.
 
-    ``hits``: near copies may answer without a look here."""
+    ``hits``: near copies may answer without a look here. ``places``: puts need to know where
+    they are."""
 
     hits: bool
+    places: bool
 
     @property
     def queue(self) -> Queue: ...
@@ -51,8 +55,8 @@ class Backlog(Protocol):
     ) -> Outcome:
         """Take them all, or say with QueueFull which were taken. The value is a Written."""
 
-    async def pending(self, world: AnyWorld, places: Sequence[Place]) -> Outcome:
-        """Per place: Waiting, or None."""
+    async def pending(self, world: AnyWorld, keys: Sequence[str]) -> Outcome:
+        """Per text key: Waiting, or None."""
 
     async def standing(self, world: AnyWorld) -> tuple[Standing, float | None]:
         """The queue as a whole, and how old its oldest operation is (seconds)."""
@@ -62,6 +66,7 @@ class Held:
     """The backlog of level ``memory``. ``start`` wakes the worker when room is needed."""
 
     hits = True
+    places = True
 
     def __init__(
         self,
@@ -87,14 +92,16 @@ class Held:
     ) -> Outcome:
         taken: list[Any] = []
         for item in items:
+            place = item.place
+            assert place is not None
             while True:
                 # One lock over log and near tier: both see racing puts in one order.
                 with self.order:
                     if (error := self._closed()) is not None:
                         return Outcome(error=error)
-                    op = self.queue.append_now(kind, item.place.ident, item.value, item.id)
+                    op = self.queue.append_now(kind, place.ident, item.value, item.id)
                     if op is not None:
-                        self._show(kind, item)
+                        self._show(kind, item, place)
                         break
                 self._start(world)
                 if deadline.passed():
@@ -112,9 +119,9 @@ class Held:
             if not self.queue.has_room():
                 await changed(seconds)
 
-    def _show(self, kind: OpKind, item: Item) -> None:
+    def _show(self, kind: OpKind, item: Item, place: Place) -> None:
         """Let reads of this process see the operation."""
-        parts, place = self._parts, item.place
+        parts = self._parts
         for world in parts.runtime.worlds():
             world.flights.detach(place.ident)
         filler = parts.reader.filler
@@ -129,8 +136,8 @@ class Held:
         ):
             parts.near.kill([place])
 
-    async def pending(self, world: AnyWorld, places: Sequence[Place]) -> Outcome:
-        ops = [self.queue.pending(place.ident) for place in places]
+    async def pending(self, world: AnyWorld, keys: Sequence[str]) -> Outcome:
+        ops = [self.queue.pending(physical(key)) for key in keys]
         return Outcome([None if op is None else Waiting(op.value) for op in ops])
 
     async def standing(self, world: AnyWorld) -> tuple[Standing, float | None]:

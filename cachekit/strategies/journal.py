@@ -24,7 +24,6 @@ from ..core.keys import physical
 from ..core.notes import Note, NoteKind
 from ..core.ops import OpKind
 from ..core.outcome import Outcome
-from ..core.place import Place
 from ..errors import BackendError, CodecError, ConfigurationError, KeyEncodingError
 from ..protocols import Codec, Log, Record, Standing
 from ..runtime import AnyWorld, AsyncioWorld
@@ -35,6 +34,7 @@ from .waiting import heard
 from .writer import Written
 
 SCHEMA = 1
+MOST_SHORT = 1 << 62
 APPEND = 5.0  # seconds for one append: room is waited for besides
 NAP = 0.02  # seconds between two tries of a put that finds no room
 _HEAD = struct.Struct(">BBI")
@@ -52,7 +52,9 @@ class Payload:
     def encode(self, key: str, kind: OpKind, id: Any, value: Any) -> bytes:
         """Raises CodecError for what can not be given back exactly."""
         context = self._context + key.encode("utf-8", "surrogatepass")
-        name = self._ids.encode(id, context)
+        # What exact JSON makes of a short int, without the way there.
+        short = type(id) is int and -MOST_SHORT < id < MOST_SHORT
+        name = b" %d" % id if short else self._ids.encode(id, context)
         body = b"" if kind is OpKind.DELETE else self._codec.encode(value, context)
         return _HEAD.pack(SCHEMA, self._codec.mark, len(name)) + name + body
 
@@ -99,7 +101,7 @@ class Journal:
     ) -> None:
         self.log = log
         self.queue = queue
-        self.hits = not log.tells
+        self.hits = self.places = not log.tells
         self._parts = parts
         self._payload = payload
         self._budget = budget
@@ -125,11 +127,11 @@ class Journal:
 
         if not self.hits:
             return await append(world)
-        places = [item.place for item in items]
+        places = [item.place for item in items if item.place is not None]
         return await self._parts.writer.then_void(world, places, append, lease=self._lease)
 
     def _record(self, kind: OpKind, item: Item) -> Record:
-        key = item.place.text or ""
+        key = item.key
         try:
             key.encode()
         except UnicodeEncodeError:
@@ -174,10 +176,9 @@ class Journal:
 
     # -- reading --------------------------------------------------------------------------
 
-    async def pending(self, world: AnyWorld, places: Sequence[Place]) -> Outcome:
+    async def pending(self, world: AnyWorld, keys: Sequence[str]) -> Outcome:
         """An error where the log can not be asked, unless it was said that reads may then go
         to the source."""
-        keys = [place.text or "" for place in places]
         try:
             look = await self.log.look(world, keys, self._mark, world.deadline(self._budget))
         except BackendError as error:

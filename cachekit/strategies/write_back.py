@@ -69,7 +69,8 @@ class WriteBack(Strategy):
         super()._bind(parts)
         self._closed = False
         self._stood: tuple[Standing, float | None] = (Standing(), None)
-        self._log: Log | None = self._asked.log_for(parts, self.name)
+        named = self._key is not None or bool(self._options["name"])
+        self._log: Log | None = self._asked.log_for(parts, self.name, named)
         if self._log is not None and not self._log.tells and parts.far is None:
             # Nobody would tell this process of what others write: it keeps no copies.
             self.policy = self.policy.but(ttl=0.0, negative_ttl=None)
@@ -155,8 +156,11 @@ class WriteBack(Strategy):
         if lacking is not None:
             return lacking
         # Tags that can not be made fail the call here, not the worker later.
-        items = [Item(self.place(id), id, value, self._tags(id, value)) for id, value in pairs]
-        for id, value in pairs:
+        place = self.place if self._backlog.places else lambda id: None
+        items = [
+            Item(self.key(id), place(id), id, value, self._tags(id, value)) for id, value in pairs
+        ]
+        for id, value in pairs if self._drops else ():
             self._dropped(id, value)
         through = self._asked.full == "write_through"
         deadline = world.deadline(0.0 if through else self._batching.block)
@@ -174,7 +178,7 @@ class WriteBack(Strategy):
         """Write what found no room to the source, unless an older write of its key waits: that
         one must come first, so this one waits for room."""
         rest = [item for item in items if item.id not in full.accepted]
-        outcome = await self._backlog.pending(world, [item.place for item in rest])
+        outcome = await self._backlog.pending(world, [item.key for item in rest])
         if outcome.error is not None:
             return outcome
         free = {
@@ -201,7 +205,7 @@ class WriteBack(Strategy):
 
     async def _get(self, world: AnyWorld, id: Any) -> Outcome:
         if self._looks_first:
-            outcome = await self._backlog.pending(world, [self.place(id)])
+            outcome = await self._backlog.pending(world, [self.key(id)])
             if outcome.error is not None:
                 return outcome
             (waiting,) = outcome.value
@@ -221,7 +225,7 @@ class WriteBack(Strategy):
 
     async def _load(self, world: AnyWorld, id: Any) -> Outcome:
         if not self._looks_first:
-            outcome = await self._backlog.pending(world, [self.place(id)])
+            outcome = await self._backlog.pending(world, [self.key(id)])
             if outcome.error is not None:
                 return outcome
             if outcome.value[0] is not None:
@@ -235,7 +239,7 @@ class WriteBack(Strategy):
 
     async def _merged(self, world: AnyWorld, ids: Sequence[Any], clean: Any) -> Outcome:
         """What waits, and the rest from ``clean``."""
-        outcome = await self._backlog.pending(world, [self.place(id) for id in ids])
+        outcome = await self._backlog.pending(world, [self.key(id) for id in ids])
         if outcome.error is not None:
             return outcome
         waiting = {id: found for id, found in zip(ids, outcome.value, strict=True) if found}
@@ -250,6 +254,8 @@ class WriteBack(Strategy):
 
     async def _written(self, world: AnyWorld, ops: Sequence[Op]) -> None:
         """The source has them: whatever was loaded before is outdated."""
+        if self._parts.far is None and not self._backlog.hits and not self._drops:
+            return  # the log itself tells every process, this one too
         places = [self.place(op.id) for op in ops]
         drops = [t for op in ops for t in self._dropped(op.id, op.value)]
         invalidator = self._parts.invalidator

@@ -50,13 +50,18 @@ class Options:
     lease: float
     away: str
 
-    def log_for(self, parts: Parts, name: str) -> Log | None:
+    def log_for(self, parts: Parts, name: str, named: bool) -> Log | None:
         """The durable log of a strategy; None for the one in memory."""
         spec = self.log
         if spec == "memory":
             if self.level not in (None, "memory"):
                 raise ConfigurationError(f"{name}: a log in memory has no level {self.level!r}")
             return None
+        if not named:
+            raise ConfigurationError(
+                f"{name}: a durable log needs a name for its queue, the same in every process: "
+                'give name="orders", or key= as a template'
+            )
         if spec is None:
             backend = parts.far.backend if parts.far is not None else None
             factory = getattr(backend, "log", None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from ..errors import ConfigurationError
 from ..protocols import Bounds, Letter, Record
 from .log_lab import Desk, Hand, LogSuite, new_owner, with_a_desk
@@ -54,6 +56,15 @@ class LogQueueContract(LogSuite):
                 await log.finish([("k", version)])
             assert await log.read_all() == []
             assert max((await log.standing()).newest) == last
+
+    @with_a_desk
+    async def test_what_comes_without_a_time_was_accepted_now(self, desk: Desk) -> None:
+        log = desk.open()
+        before = time.time()
+        await log.append(log.record("k")._replace(at=0.0))
+        (record,) = await log.read_all()
+        assert before - 60.0 < record.at < time.time() + 60.0
+        assert (await log.standing()).oldest == record.at
 
     @with_a_desk
     async def test_every_byte_and_size_comes_back(self, desk: Desk) -> None:

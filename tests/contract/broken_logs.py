@@ -40,6 +40,12 @@ class TheTimeIsTheLogs(LogModel):
         return super().accept(part, record._replace(at=0.0), version)
 
 
+class NoTimeIsTheFirstOfJanuary1970(LogModel):
+    def accept(self, part: int, record: Record, version: int) -> int:
+        given = record._replace(at=record.at if record.at < 1.75e9 else 0.0)
+        return super().accept(part, given, version)
+
+
 class KeysIgnoreCase(LogModel):
     def accept(self, part: int, record: Record, version: int) -> int:
         return super().accept(part, record._replace(key=record.key.casefold()), version)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,7 +69,8 @@ class ReferenceLog:
     async def append(
         self, world: World, records: Sequence[Record], deadline: Deadline
     ) -> list[int | None]:
-        return await self.step(deadline, self.model.admit, records, self.part_of, self.version)
+        timed = [r if r.at else r._replace(at=time.time()) for r in records]
+        return await self.step(deadline, self.model.admit, timed, self.part_of, self.version)
 
     async def look(self, world: World, keys: Sequence[str], since: int, deadline: Deadline) -> Look:
         return await self.step(deadline, self.model.look, keys, since)

@@ -20,7 +20,18 @@ from redis.crc import key_slot
 from ...runtime import drive
 from .blocking import BlockingWire
 from .routes import Call, Found, checked, values_of
-from .wire import Address, Command, ErrorReply, ProtocolViolation, Replies, Reply, Wire, remaining
+from .wire import (
+    Address,
+    Command,
+    ErrorReply,
+    NodeDown,
+    NodeReplies,
+    ProtocolViolation,
+    Replies,
+    Reply,
+    Wire,
+    remaining,
+)
 
 HOPS = 5
 PAUSE = 0.01  # seconds
@@ -34,24 +45,6 @@ REFRESH = 2.0  # seconds for one question for the map, half of what is left for 
 STRIKES = 3  # failures of a node, one after the other, until it is down
 
 Flight = concurrent.futures.Future[Exception | None] | asyncio.Task[Exception | None]
-
-
-class NodeDown(ConnectionError):
-    """A node of the cluster failed lately and was not asked; others may well answer."""
-
-
-class NodeReplies(Replies):
-    """Replies of several nodes, each with a run of its own."""
-
-    __slots__ = ("runs",)
-
-    def __init__(self, count: int) -> None:
-        super().__init__([None] * count)
-        self.run = b""
-        self.runs = [b""] * count
-
-    def run_of(self, i: int) -> bytes:
-        return self.runs[i]
 
 
 class SlotMap:

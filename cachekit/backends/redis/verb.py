@@ -14,8 +14,9 @@ from ...errors import (
     BackendTimeout,
     BackendUnavailable,
     CacheKitError,
+    PartUnavailable,
 )
-from .wire import ErrorReply
+from .wire import ErrorReply, NodeDown
 
 NAME = "redis"
 
@@ -28,6 +29,8 @@ def translate(error: Exception, operation: str, keys: Sequence[str] = ()) -> Bac
     how = f"failed: {type(error).__name__}: {error}"
     if isinstance(error, TimeoutError):
         kind, how = BackendTimeout, f"did not end in time: {error}"
+    elif isinstance(error, NodeDown):
+        kind = PartUnavailable
     elif isinstance(error, ErrorReply) and error.unavailable:
         how = f"failed, the server is not ready: {error}"
     elif isinstance(error, ErrorReply):

@@ -44,6 +44,20 @@ class Replies(list[Reply]):
         return self.run
 
 
+class NodeReplies(Replies):
+    """Replies of several nodes, each with a run of its own."""
+
+    __slots__ = ("runs",)
+
+    def __init__(self, count: int) -> None:
+        super().__init__([None] * count)
+        self.run = b""
+        self.runs = [b""] * count
+
+    def run_of(self, i: int) -> bytes:
+        return self.runs[i]
+
+
 class ErrorReply(Exception):
     """The server answered with an error; ``code`` is its first word."""
 
@@ -61,6 +75,10 @@ class ErrorReply(Exception):
 
 class ProtocolViolation(ConnectionError):
     """The peer sent something that is not an answer to what was asked."""
+
+
+class NodeDown(ConnectionError):
+    """A node of the cluster failed lately and was not asked; others may well answer."""
 
 
 class NotMaster(ConnectionError):
