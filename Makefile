@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint bench docs nightly clean
+.PHONY: demo test lint bench docs faults nightly clean
 
 demo: $(VENV)/.demo
 	$(PY) -m cachekit bench --quick --source-delay 2ms --html bench-report.html
@@ -20,9 +20,15 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.compare
 	$(PY) benchmarks/hit_path.py
 
+# Processes and servers killed with -9 while they write, per kind of log.
+KILLS ?= 100
+faults: $(VENV)/.dev
+	$(PY) tests/faults/run.py --log all --kills $(KILLS)
+
 # A million random schedules per backend: hours. SCHEDULES=10000 for a look.
 SCHEDULES ?= 1000000
-nightly: $(VENV)/.dev
+nightly: $(VENV)/.dev faults
+	CACHEKIT_NIGHTLY=1 $(PY) -m pytest tests/promises/test_p54_coalescing.py tests/promises/test_p52_p53_poison_and_outage.py
 	$(PY) tests/schedules/run.py --backend all --schedules $(SCHEDULES) --jobs 2
 	$(PY) tests/model/check_model.py --actors 2
 

@@ -113,10 +113,13 @@ class FlightTable:
             if self._flights.get(flight.ident) is flight:
                 del self._flights[flight.ident]
 
-    def detach(self, ident: Hashable) -> None:
+    def detach(self, ident: Hashable, but: Flight | None = None) -> None:
+        """Take the flight of a key out: it will keep nothing. ``but``: not if it is this one."""
         with self._lock:
-            flight = self._flights.pop(ident, None)
-        if flight is not None:
+            flight = self._flights.get(ident)
+            if flight is None or flight is but:
+                return
+            del self._flights[ident]
             flight.detached = True
 
     def detach_tagged(self, tags: Iterable[str]) -> None:

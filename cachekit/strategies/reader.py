@@ -12,6 +12,7 @@ from ..core.deadline import Deadline
 from ..core.entry import Entry, Verdict
 from ..core.flights import Flight, led
 from ..core.outcome import Outcome
+from ..core.place import Place
 from ..core.policy import Span
 from ..errors import BackendError
 from ..packing import Found, Right
@@ -229,6 +230,12 @@ class Reader(Loader):
             if not flight.landed:
                 flight.hand_on()
 
+    def _disown(self, place: Place, flight: Flight) -> None:
+        """No copy of a key stays in this process, and no flight keeps what it reads but this."""
+        for each in self.runtime.worlds():
+            each.flights.detach(place.ident, but=flight)
+        self.near.kill([place])
+
     def _refresh_behind(self, world: AnyWorld, job: Job) -> None:
         """Start one background load of a key that is being served stale, unless one runs."""
         flight, leads = world.flights.board(job.place.ident, behind=True)
@@ -265,8 +272,12 @@ class Reader(Loader):
         try:
             deadline = far.deadline(world)
             if not keep:
-                # Whatever stands, or is being loaded elsewhere, is older than this call.
-                await far.void(world, [key], deadline)
+                try:
+                    # Whatever stands, or is being loaded elsewhere, is older than this call.
+                    await far.void(world, [key], deadline)
+                finally:
+                    # Whoever read it until then, since this flight was detached, is too.
+                    self._disown(job.place, flight)
             if recipe.discovery is not None:
                 tags = (*tags, *await recipe.discovery.recall(world, far, key, deadline, tags))
             found = await self._look(world, far, key, job, tags, deadline)

@@ -9,6 +9,7 @@ import pytest
 from stage import PATIENCE, STRATEGIES, Gate, Rows, Stage, manual_runtime
 
 from cachekit import Cache, RefreshAhead
+from cachekit.backends.memory import MemoryBackend
 from cachekit.testing.clock import ManualClock
 
 every_strategy = pytest.mark.parametrize("word", STRATEGIES)
@@ -218,3 +219,36 @@ def test_refresh_ahead_takes_beta_in_place_of_early() -> None:
         assert made.policy.beta == 1.0
         plain = RefreshAhead(cache, key="other:{id}", load=lambda id: id, ttl=10)
         assert plain.policy.early == 0.8
+
+
+def test_what_was_read_while_a_forced_refresh_told_the_far_tier_is_kept_by_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tag invalidation detached the refresh's flight, so the read led one of its own, and found
+    the old entry that was about to go."""
+    rows = {1: "old"}
+    with Cache(backend=MemoryBackend(), coherence=30.0) as cache:
+
+        @cache.cached(key="row:{id}", ttl=600, tags=["rows"], wait=0.05)
+        def row(id: int) -> str:
+            return rows[id]
+
+        assert row(1) == "old"
+        far = cache.parts.far
+        assert far is not None
+        void = far.void
+
+        async def after_others(world: Any, keys: Any, deadline: Any) -> None:
+            rows[1] = "new"
+            cache.parts.invalidator.detach((), ["rows"])
+            assert row(1) == "old"  # it began before the refresh returned
+            await void(world, keys, deadline)
+
+        async def refused(*args: Any, **options: Any) -> bool:
+            return False
+
+        monkeypatch.setattr(far, "void", after_others)
+        monkeypatch.setattr(far, "fill", refused)
+        assert row.refresh(1) == "new"
+        monkeypatch.undo()
+        assert row(1) == "new"
