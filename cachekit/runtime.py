@@ -138,13 +138,19 @@ class AsyncioWorld:
         await asyncio.sleep(seconds)
 
     async def run(self, fn: Callable[..., Any], *args: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.runtime.pool(), fn, *args)
+        return await self._in(self.runtime.pool(), fn, *args)
 
     async def aside(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Call a function that may block for long: in the loop's own pool of threads, so that
         the backends' pool stays free."""
-        return await asyncio.to_thread(fn, *args)
+        return await self._in(None, contextvars.copy_context().run, fn, *args)
+
+    async def _in(self, pool: ThreadPoolExecutor | None, fn: Callable[..., Any], *args: Any) -> Any:
+        try:
+            ran = asyncio.get_running_loop().run_in_executor(pool, fn, *args)
+        except RuntimeError:  # interpreter shutdown: no thread takes anything any more
+            return fn(*args)
+        return await ran
 
     async def call(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Outcome:
         """Call the user's function, awaiting what it returns if that is awaitable."""
@@ -345,56 +351,3 @@ def _child() -> None:
 
 
 os.register_at_fork(after_in_child=_child)
-
-
-class Ticker:
-    """A clock as an attribute: ``now`` is at most about 5 ms behind (more while other threads
-    hold the interpreter). Reading it costs no call. A daemon thread turns it from the first
-    :meth:`start` on; before that, and in a forked child, ``now`` is +inf: every look is a miss."""
-
-    __slots__ = ("__weakref__", "_running", "_runtime", "_stop", "now")
-
-    PERIOD = 0.005
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.now = float("inf")
-        self._runtime = runtime
-        self._stop = threading.Event()
-        self._running = False
-        runtime.on_fork(self._reset)
-
-    def start(self) -> None:
-        """Make it run; called on every miss, so cheap when it runs already."""
-        if self._running:
-            return
-        self._running = True
-        self.now = self._runtime.clock()
-        try:
-            threading.Thread(
-                target=_turn,
-                args=(weakref.ref(self), self._stop, self._runtime.clock),
-                name="cachekit-ticker",
-                daemon=True,
-            ).start()
-        except RuntimeError:  # interpreter shutdown
-            self._reset()
-
-    def stop(self) -> None:
-        self._stop.set()
-
-    def _reset(self) -> None:
-        self.now = float("inf")
-        self._stop = threading.Event()
-        self._running = False
-
-
-def _turn(ticker: weakref.ref[Ticker], stop: threading.Event, clock: Callable[[], float]) -> None:
-    """The ticker's thread, which does not keep it."""
-    while not stop.wait(Ticker.PERIOD):
-        held = ticker()
-        if held is None:
-            return
-        held.now = clock()
-    held = ticker()
-    if held is not None and stop is held._stop:
-        held._reset()

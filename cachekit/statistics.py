@@ -48,8 +48,8 @@ class Stats:
 def stats_of(parts: Parts) -> Stats:
     """A snapshot. Walks the near tier's tables: O(entries), without holding its lock."""
     tables = parts.near.tables()
-    counts = dict(parts.meter.counts)
     standings = [s.last_standing() for s in parts.closers]
+    counts = dict(parts.meter.counts)  # after it: the logs were asked
     ages = [age for _, age in standings if age is not None]
     functions: dict[str, dict[str, Any]] = {}
     for table in tables:

@@ -15,11 +15,12 @@ from .events import Events
 from .invalidation import Invalidator
 from .observe import Meter
 from .protocols import Backend, Bus
-from .runtime import Runtime, Ticker
+from .runtime import Runtime
 from .settings import Settings, safe_url
 from .strategies.parts import Parts, check_codec
 from .strategies.reader import Reader
 from .strategies.writer import Writer
+from .ticker import Ticker
 from .tiers import Far
 
 # URL scheme -> factory, imported on first use.

@@ -18,7 +18,7 @@ FLOORS = [
     {"errors", "signals", "version"},
     {"core"},
     {"protocols", "settings"},
-    {"runtime", "observe", "codecs"},
+    {"runtime", "ticker", "observe", "codecs"},
     {"backends", "logs", "sinks"},
     {"packing"},
     {"guard", "tiers"},

@@ -50,6 +50,9 @@ class Queue:
         """The operations as this delivery to the sink has them."""
         return ops
 
+    def back(self) -> None:
+        """The sink has answered the last delivery."""
+
     async def ack(self, world: AnyWorld, ops: Sequence[Op]) -> None:
         """The source has them."""
         self._drop(ops)

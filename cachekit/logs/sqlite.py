@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
+from urllib.parse import quote
 
 from ..core.deadline import Deadline
 from ..errors import ConfigurationError
@@ -57,7 +58,7 @@ class SQLiteLog:
         self.level = level or "process"
         self.name = f"{queue} (sqlite)"
         # Queues of one name in two namespaces are two queues.
-        self._space = f"{namespace}/" if namespace else ""
+        self._space = quote(namespace, safe="", errors="surrogatepass") + "/"
         self._queue = self._space + queue
         self._bounds = bounds
         # Made absolute now: a later chdir must not lead to another file.
@@ -153,7 +154,7 @@ class SQLiteLog:
         return await self._read(world, "left", deadline, tables.left, self._queue, upto[0])
 
     async def queues(self, world: World, deadline: Deadline) -> list[str]:
-        """Those of the namespace; without one, all of the file."""
+        """Those of the namespace."""
         names = await self._read(world, "queues", deadline, tables.queues)
         return [n.removeprefix(self._space) for n in names if n.startswith(self._space)]
 

@@ -6,6 +6,7 @@ Each imports its driver on first use only.
 from __future__ import annotations
 
 from .dbapi import DBAPISink
+from .dynamodb import DynamoDBSink
 from .sqlalchemy import AsyncSQLAlchemySink, SQLAlchemySink
 
-__all__ = ["AsyncSQLAlchemySink", "DBAPISink", "SQLAlchemySink"]
+__all__ = ["AsyncSQLAlchemySink", "DBAPISink", "DynamoDBSink", "SQLAlchemySink"]

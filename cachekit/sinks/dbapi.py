@@ -256,6 +256,9 @@ class DBAPISink:
             cursor.executemany(gone, [(key,) for key in batch.deletes])
         for puts in batch.puts:
             cursor.executemany(self._upsert(driver, puts.columns), puts.values())
+        if self._idle is not None and driver.postgresql:
+            # After a pipeline, as psycopg makes of many rows, the server times no idling.
+            cursor.execute("SELECT 1")
         connection.commit()
 
     def _raising(self, driver: Driver) -> str:

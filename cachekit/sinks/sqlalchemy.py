@@ -244,6 +244,9 @@ class _TableSink:
             keys = [self._names[name].key for name in puts.columns]
             rows = [dict(zip(keys, values, strict=True)) for values in puts.values()]
             connection.execute(self._upsert(puts.columns), rows)
+        if self._idle is not None and connection.dialect.name == "postgresql":
+            # After a pipeline, as psycopg makes of many rows, the server times no idling.
+            connection.execute(self._sa.text("SELECT 1"))
 
     def _guarded(self, connection: Any, step: Callable[..., Any], *args: Any) -> Any:
         try:

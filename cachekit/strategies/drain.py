@@ -16,7 +16,8 @@ from ..errors import BackendError, CacheKitError, CodecError, ConfigurationError
 from ..logs.queue import Marks, Queue, redelivered
 from ..observe import Meter, log
 from ..protocols import Letter, Log, Record, Standing
-from ..runtime import AnyWorld, Runtime
+from ..runtime import AnyWorld, Runtime, drive
+from .lane_leases import LaneLeases
 
 LEASE = 10.0
 PATIENCE = 5.0  # seconds for one step of the log, in the worker
@@ -95,6 +96,7 @@ class Drain(Queue):
         self._last_epoch = last_epoch
         self._unreadable = unreadable
         self._owner = runtime.token()
+        self._leases = LaneLeases(runtime.clock, lease)
         self._fresh: list[Dead] = []  # parked by this process
         self._seen = Standing()
         self._seen_at = -1.0
@@ -271,12 +273,26 @@ class Drain(Queue):
             raise Lost(lane.name)
         lane.deliveries += 1
         epoch = lane.epoch << DELIVERIES | lane.deliveries
+        self._leases.out(self)
         first = ops[0].epoch == 0
         if not first:
             return [redelivered(op, epoch) for op in ops]
         for op in ops:
             op.epoch = epoch
         return ops
+
+    def back(self) -> None:
+        self._leases.back()
+
+    def prolong(self) -> bool:
+        """Renew the lanes while a batch is out; False where this process owns none any more."""
+        for lane in self._lanes:
+            if self._leases.due and lane.epoch is not None and self._clock() >= lane.renew_at:
+                try:
+                    drive(self._renew(self._runtime.threads, lane))
+                except BackendError as error:
+                    self._complain("renew", error)
+        return self._leases.due or self.owns > 0
 
     async def ack(self, world: AnyWorld, ops: Sequence[Op]) -> None:
         """The source has them: out of the log. Raises Lost, or BackendError while the log can
@@ -341,6 +357,7 @@ class Drain(Queue):
 
     async def release(self, world: AnyWorld) -> None:
         """Let another worker have the lanes at once. What is left stays in the log."""
+        self._leases.stop()
         for lane in self._lanes:
             epoch = lane.epoch
             if epoch is not None:

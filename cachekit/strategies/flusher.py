@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tenacity import RetryCallState
 from tenacity.stop import stop_after_attempt, stop_base
 from tenacity.wait import wait_base, wait_random_exponential
 
@@ -27,7 +26,7 @@ from ..observe import Meter, log
 from ..runtime import AnyWorld, AsyncioWorld, Runtime, drive
 from .drain import PATIENCE, Lost
 from .intent import outcome_unknown
-from .waiting import heard, until_due
+from .waiting import attempted, heard, until_due
 
 # Applies a batch: the outcome's value is {id: error} of what failed (or None).
 Apply = Callable[[AnyWorld, Sequence[Op]], Awaitable[Outcome]]
@@ -281,7 +280,11 @@ class Flusher:
         attempt = 0
         while True:
             attempt += 1
-            outcome = await self._apply(world, await self.queue.delivery(world, batch))
+            delivery = await self.queue.delivery(world, batch)
+            try:
+                outcome = await self._apply(world, delivery)
+            finally:
+                self.queue.back()
             error = outcome.error
             if isinstance(error, FencedOut):
                 await self._fenced(world, batch)
@@ -303,7 +306,7 @@ class Flusher:
                 half = len(batch) // 2
                 halves = (batch[:half], batch[half:])
                 return all([await self._carry(world, part) for part in halves])
-            state = _state(attempt, error)
+            state = attempted(attempt)
             if not outage and self._stop(state):
                 await self._park(world, batch[0], error, batch[0].attempts + attempt)
                 return True
@@ -385,12 +388,6 @@ async def _serve(held: weakref.ref[Flusher], world: AnyWorld) -> None:
         flusher = flusher or held()
         if flusher is not None:
             await flusher.stopped(world, mine, failed=failed)
-
-
-def _state(attempt: int, error: BaseException) -> RetryCallState:
-    state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]  # only counted
-    state.attempt_number = attempt
-    return state
 
 
 def refused(answer: Any) -> dict[Any, BaseException]:

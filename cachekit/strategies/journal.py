@@ -126,7 +126,8 @@ class Journal:
             return await self._append(world, items, records, deadline)
 
         if not self.hits:
-            return await append(world)
+            outcome = await append(world)
+            return outcome if outcome.error is not None else Outcome(Written())
         places = [item.place for item in items if item.place is not None]
         return await self._parts.writer.then_void(world, places, append, lease=self._lease)
 
@@ -158,7 +159,7 @@ class Journal:
             self.queue.told()
             left = [i for i, version in zip(left, versions, strict=True) if version is None]
             if not left:
-                return Outcome(Written())
+                return Outcome()
             self._start(world)
             if deadline.passed():
                 waits = set(left)

@@ -1,10 +1,12 @@
-"""Waiting for a write-back queue, in a thread or on an event loop."""
+"""Waiting for a write-back queue, in a thread or on an event loop; and between attempts."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+
+from tenacity import RetryCallState
 
 from ..core.policy import Batching
 from ..logs.queue import Queue
@@ -50,3 +52,10 @@ async def until_due(queue: Queue, world: AnyWorld, batching: Batching, most: flo
         if left is None or left > 0:
             times = [seconds for seconds in (left, most) if seconds is not None]
             await changed(min(times) if times else None)
+
+
+def attempted(number: int) -> RetryCallState:
+    """What tenacity's ``wait`` and ``stop`` objects look at after so many attempts."""
+    state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]  # only counted
+    state.attempt_number = number
+    return state

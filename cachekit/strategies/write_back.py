@@ -7,13 +7,11 @@ import atexit
 import weakref
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 from ..core.entry import MISSING
 from ..core.ops import Dead, Flushed, Op, OpKind
 from ..core.outcome import Outcome
-from ..core.place import Place
 from ..core.policy import Batching, Retrying
 from ..errors import BackendError, CacheKitError, QueueFull, WriteBackClosed
 from ..logs.queue import Queue
@@ -26,7 +24,7 @@ from .flusher import Flusher
 from .held import Backlog, Held, Item
 from .parts import Parts
 from .source import is_async
-from .write_back_parts import Delivery, Options, journal_for, options_from
+from .write_back_parts import Delivery, Options, journal_for, options_from, present, texts
 from .writer import Written
 
 # How long close waits for a batch under way when its own time is over, in seconds.
@@ -71,10 +69,8 @@ class WriteBack(Strategy):
         self._stood: tuple[Standing, float | None] = (Standing(), None)
         named = self._key is not None or bool(self._options["name"])
         self._log: Log | None = self._asked.log_for(parts, self.name, named)
-        if self._log is not None and not self._log.tells and parts.far is None:
-            # Nobody would tell this process of what others write: it keeps no copies.
-            self.policy = self.policy.but(ttl=0.0, negative_ttl=None)
-            self.recipe = replace(self.recipe, policy=self.policy)
+        # Nobody would tell this process of what others write: no copies, and no shared loads.
+        self._keeps_none = self._log is not None and not self._log.tells and parts.far is None
         self._delivery = Delivery(self.source, self._asked.sink)
         self._start_over()
         parts.closers.append(self)
@@ -204,6 +200,8 @@ class WriteBack(Strategy):
         return super()._hit(id) if self._backlog.hits else MISSING
 
     async def _get(self, world: AnyWorld, id: Any) -> Outcome:
+        if self._keeps_none:
+            return await self._load(world, id)
         if self._looks_first:
             outcome = await self._backlog.pending(world, [self.key(id)])
             if outcome.error is not None:
@@ -214,6 +212,8 @@ class WriteBack(Strategy):
         return await super()._get(world, id)
 
     async def _get_many(self, world: AnyWorld, ids: Sequence[Any]) -> Outcome:
+        if self._keeps_none:
+            return present(await self._load_many(world, ids))
         if not self._looks_first:
             return await super()._get_many(world, ids)
         return await self._merged(world, ids, super()._get_many)
@@ -259,7 +259,7 @@ class WriteBack(Strategy):
         places = [self.place(op.id) for op in ops]
         drops = [t for op in ops for t in self._dropped(op.id, op.value)]
         invalidator = self._parts.invalidator
-        await invalidator.tell(world, _texts(places), drops, replay=True)
+        await invalidator.tell(world, texts(places), drops, replay=True)
         # Before the log lets go: loads that began while the key was dirty saw the old row.
         if self._held is not None:
             self._detach([op.key for op in ops])
@@ -271,7 +271,7 @@ class WriteBack(Strategy):
     async def _refused(self, world: AnyWorld, ops: Sequence[Op]) -> None:
         """The source will never have them: this process must not show them either."""
         invalidator, places = self._parts.invalidator, [self.place(op.id) for op in ops]
-        await invalidator.tell(world, _texts(places), (), replay=True)
+        await invalidator.tell(world, texts(places), (), replay=True)
         invalidator.detach(places, ())
 
     async def _unreadable(self, world: AnyWorld, records: Sequence[Record]) -> None:
@@ -326,7 +326,11 @@ class WriteBack(Strategy):
     def _last_flush(self) -> None:
         """At the end of the interpreter: worker and loop may be gone, and no thread starts."""
         try:
-            self.close()
+            if self.is_async:  # its loop is gone
+                self._end(0.0)
+                self._flusher.end(0.0)
+            else:
+                self.close()
             left = self._drain_here()
         except CacheKitError as error:
             log.error("%s: the process ends, and its log can not be asked: %s", self.name, error)
@@ -386,10 +390,6 @@ class WriteBack(Strategy):
         """What the source refused for good, with its errors: with a durable log the last hundred
         that this process parked; all are listed by ``cachekit dlq``."""
         return self.log.dead()
-
-
-def _texts(places: Sequence[Place]) -> list[str]:
-    return [place.text for place in places if place.text is not None]
 
 
 def _knows(mine: weakref.ref[WriteBack], ident: Hashable) -> bool:

@@ -11,6 +11,7 @@ from tenacity.wait import wait_base
 
 from ..core.ops import Op, OpKind
 from ..core.outcome import Outcome
+from ..core.place import Place
 from ..core.policy import Batching, Retrying, seconds
 from ..errors import ConfigurationError
 from ..logs import open_log
@@ -223,3 +224,15 @@ def distinct(ops: Sequence[Op]) -> list[list[Op]]:
         parts[-1].append(op)
         seen.add(op.id)
     return parts
+
+
+def texts(places: Sequence[Place]) -> list[str]:
+    """The text keys of places that have one."""
+    return [place.text for place in places if place.text is not None]
+
+
+def present(outcome: Outcome) -> Outcome:
+    """{id: value} without those that are known to be absent."""
+    if outcome.error is not None:
+        return outcome
+    return Outcome({id: value for id, value in outcome.value.items() if value is not None})

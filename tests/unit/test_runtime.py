@@ -17,8 +17,9 @@ import cachekit
 from cachekit import runtime as runtime_module
 from cachekit.core.outcome import Outcome
 from cachekit.errors import LoadTimeoutError
-from cachekit.runtime import BACKGROUND_LIMIT, Runtime, Ticker, drive
+from cachekit.runtime import BACKGROUND_LIMIT, Runtime, drive
 from cachekit.testing import ManualClock
+from cachekit.ticker import Ticker
 
 WAIT = 10.0
 

@@ -70,12 +70,15 @@ class RedisLog(LogSpeaker):
             while todo:
                 steps: list[Step] = []
                 for part, waiting in todo.items():
-                    args = [*self._bounds, self._newest.get(part, b"")]
+                    args = [*self._bounds, self._newest.get(part, b""), self.of]
                     for i in waiting[:MOST_AT_ONCE]:
                         args += mark_of(keys[i]), _head(records[i], now), records[i].data
                     steps.append((scripts.APPEND, self._names.of(part, *LIVE), args))
                 replies = await self._accept(world, steps, verb.until)
                 for (part, waiting), places in zip(list(todo.items()), replies, strict=True):
+                    if places == -1:  # new, or the server has lost what it had
+                        await self._adopt(route, part, verb.until)
+                        continue
                     for i, place in zip(waiting, places, strict=False):
                         versions[i] = version_of(place, part)
                     self._saw(part, places[-1] if places else b"")

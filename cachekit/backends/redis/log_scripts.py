@@ -12,7 +12,8 @@ needs in one cluster slot). Nothing but ``own`` ever has a ttl:
 ``{ns:wb:queue:p}:ages``    a sorted set: of those that were dead letters before, and so are older
                             than their place tells, the place by its time of acceptance
 ``{ns:wb:queue:p}:state``   a hash: ``epoch``, ``newest`` (place of the newest operation ever),
-                            ``size`` (bytes that wait)
+                            ``size`` (bytes that wait), ``of`` (``parts`` and ``identity`` as in
+                            ``about``, which may be lost alone)
 ``{ns:wb:queue:p}:own``     the owner, for as long as its lease
 ``{ns:wb:queue:p}:dead``    a hash: ``m`` mark, ``h`` head, ``d`` data, ``e`` error of each letter
                             (``m`` and its place, ...), ``o`` where it is outdated
@@ -141,17 +142,18 @@ local function keep()
 end
 """
 
-# log, index, state; most operations, most bytes, a place to stay behind, (mark, head, data)...
-# -> the places of those that had room
+# log, index, state; most operations, most bytes, a place to stay behind, ``of``, (mark, head,
+# data)... -> the places of those that had room; -1 where the partition does not know its queue
 APPEND = Script(
     _PLACES,
     _ADD,
     r"""
+if redis.call('HGET', KEYS[3], 'of') ~= ARGV[4] then return -1 end
 local most, room = tonumber(ARGV[1]), tonumber(ARGV[2])
 local count = redis.call('ZLEXCOUNT', KEYS[2], '[i', '(j')
 if ARGV[3] > newest then newest = ARGV[3] end
 local taken = {}
-for i = 4, #ARGV, 3 do
+for i = 5, #ARGV, 3 do
   local bytes = #ARGV[i] - 9 + #ARGV[i + 2]
   if count + #taken >= most or size + bytes > room then break end
   taken[#taken + 1] = add(ARGV[i], ARGV[i + 1], ARGV[i + 2])

@@ -78,13 +78,14 @@ class LogSpeaker:
         ask: Call = (name, (b"HMGET", name, b"parts", b"identity"))
         [about] = checked(await route.send([ask], until))
         if None in about:
-            if not record:
+            parts, found = await self._told_by_a_part(route, until)
+            if not record and not found:
                 return False
-            drawn = self._identity or os.urandom(8).hex()
+            drawn = found or self._identity or os.urandom(8).hex()
             replies = await route.send(
                 [
                     (self._names.queues, (b"SADD", self._names.queues, self._names.encoded)),
-                    (name, (b"HSETNX", name, b"parts", self.parts)),
+                    (name, (b"HSETNX", name, b"parts", parts)),
                     (name, (b"HSETNX", name, b"identity", drawn)),
                     ask,
                 ],
@@ -102,6 +103,25 @@ class LogSpeaker:
         self.parts = int(parts)
         self._identity = identity
         return True
+
+    @property
+    def of(self) -> bytes:
+        """The queue, as its partitions have it on record."""
+        return b"%d:%b" % (self.parts, self._identity)
+
+    async def _told_by_a_part(self, route: Route, until: float) -> tuple[int, bytes]:
+        """The partitions and the identity by what the first partition knows, which may lie on
+        another server; or as they are to be from now on."""
+        (state,) = self._names.of(0, b"state")
+        [of] = checked(await route.send([(state, (b"HGET", state, b"of"))], until))
+        parts, _, identity = (of or b"").partition(b":")
+        return (int(parts), identity) if parts.isdigit() and identity else (self.parts, b"")
+
+    async def _adopt(self, route: Route, part: int, until: float) -> None:
+        """Let a partition know its queue, which is on record then."""
+        await self._learn(route, until, record=True, anew=True)
+        (state,) = self._names.of(part, b"state")
+        checked(await route.send([(state, (b"HSET", state, b"of", self.of))], until))
 
     async def _check(self, route: Route, until: float) -> None:
         keys = [self._names.of(part, b"log")[0] for part in range(self.parts)]
