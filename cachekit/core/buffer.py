@@ -117,6 +117,10 @@ class Buffer:
             ops = (*back.values(), *(o for o in self._waiting.values() if o.key not in back))
             self._waiting = {op.key: op for op in sorted(ops, key=lambda op: op.at)}
 
+    def recall(self) -> None:
+        """Everything that is out, back to the head of the queue."""
+        self.nack(list(self._out.values()))
+
     def park(self, op: Op, error: str) -> None:
         """A dead letter: the operation leaves the queue with its error, and stays listed."""
         self._leave(op)

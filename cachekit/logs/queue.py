@@ -50,6 +50,12 @@ class Queue:
         """The operations as this delivery to the sink has them."""
         return ops
 
+    def recall(self) -> None:
+        """What is out waits again: its worker is gone."""
+        with self._changed:
+            for buffer in self._buffers.values():
+                buffer.recall()
+
     def back(self) -> None:
         """The sink has answered the last delivery."""
 

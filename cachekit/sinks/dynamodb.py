@@ -352,18 +352,22 @@ def _client() -> Any:
     return import_module("boto3").session.Session().client("dynamodb", config=config)
 
 
+def _answer(error: Exception) -> dict[str, Any]:
+    """What DynamoDB said, where it did; errors of the network have None."""
+    return getattr(error, "response", None) or {}
+
+
 def _code(error: Exception) -> str:
-    """DynamoDB's word for an error, where it is one of its own."""
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
 def _status(error: Exception) -> int:
-    return int(getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _reasons(error: Exception) -> list[tuple[str, str]]:
     """(code, message) of each item of a transaction that was cancelled."""
-    told = getattr(error, "response", {}).get("CancellationReasons", ())
+    told = _answer(error).get("CancellationReasons", ())
     return [(str(each.get("Code")), str(each.get("Message", ""))) for each in told]
 
 

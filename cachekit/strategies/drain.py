@@ -17,7 +17,7 @@ from ..logs.queue import Marks, Queue, redelivered
 from ..observe import Meter, log
 from ..protocols import Letter, Log, Record, Standing
 from ..runtime import AnyWorld, Runtime, drive
-from .lane_leases import LaneLeases
+from .lane_leases import Lane, LaneLeases
 
 LEASE = 10.0
 PATIENCE = 5.0  # seconds for one step of the log, in the worker
@@ -32,33 +32,6 @@ Gone = Callable[[AnyWorld, Sequence[Record]], Awaitable[None]]
 
 class Lost(CacheKitError):
     """Another worker owns the lane now: what was taken from it here is its business."""
-
-
-class _Lane:
-    """A partition as this process sees it."""
-
-    __slots__ = (
-        "buffer",
-        "cursor",
-        "deliveries",
-        "epoch",
-        "name",
-        "next_try",
-        "part",
-        "renew_at",
-        "until",
-    )
-
-    def __init__(self, name: str, part: int) -> None:
-        self.name = name
-        self.part = part
-        self.epoch: int | None = None  # None: not its owner
-        self.buffer = Buffer(name)
-        self.cursor = 0
-        self.until = 0  # nothing is delivered before everything up to here was read
-        self.deliveries = 0
-        self.renew_at = 0.0
-        self.next_try = 0.0
 
 
 class Drain(Queue):
@@ -83,7 +56,7 @@ class Drain(Queue):
         unreadable: Gone,
     ) -> None:
         super().__init__(runtime.clock, ())
-        self._lanes: list[_Lane] = []  # known once the log was asked
+        self._lanes: list[Lane] = []  # known once the log was asked
         self._identity = ""
         self.log = source
         self._runtime = runtime
@@ -141,11 +114,11 @@ class Drain(Queue):
         with self._changed:
             self._identity = identity  # another one than before: the log was lost, and begun anew
             self._lanes = [
-                _Lane(f"{self._name}/{identity}/{part}", part) for part in range(self.log.parts)
+                Lane(f"{self._name}/{identity}/{part}", part) for part in range(self.log.parts)
             ]
             self._buffers = {lane.name: Buffer(lane.name) for lane in self._lanes}
 
-    async def _own(self, world: AnyWorld, lane: _Lane) -> bool:
+    async def _own(self, world: AnyWorld, lane: Lane) -> bool:
         now = self._clock()
         if lane.epoch is None:
             if now < lane.next_try:
@@ -155,7 +128,7 @@ class Drain(Queue):
             await self._renew(world, lane)
         return lane.epoch is not None
 
-    async def _claim(self, world: AnyWorld, lane: _Lane) -> None:
+    async def _claim(self, world: AnyWorld, lane: Lane) -> None:
         beyond = 0
         if self._last_epoch is not None:
             try:
@@ -164,10 +137,10 @@ class Drain(Queue):
                 self._complain("ask the sink for", error)
                 lane.next_try = self._clock() + AWAY
                 return
+        now = self._clock()  # from before the question: no longer than the log has it
         epoch = await self.log.claim(
             world, lane.part, self._owner, self._lease, world.deadline(PATIENCE), beyond=beyond
         )
-        now = self._clock()
         if epoch is None:
             # A dead owner's lease is found to have ended soon after it did.
             lane.next_try = now + self._lease * (0.1 + 0.1 * self._runtime.uniform())
@@ -176,18 +149,18 @@ class Drain(Queue):
             self._buffers[lane.name] = Buffer(lane.name)
             lane.buffer = Buffer(lane.name)
             lane.epoch, lane.cursor, lane.deliveries = epoch, 0, 0
-            lane.renew_at = now + self._lease / 3
+            lane.renew_at, lane.over_at = now + self._lease / 3, now + self._lease
             lane.until = -1
         self._meter.event("log_claimed", lane=lane.name, epoch=epoch)
 
-    async def _renew(self, world: AnyWorld, lane: _Lane) -> None:
+    async def _renew(self, world: AnyWorld, lane: Lane) -> None:
         now, epoch = self._clock(), lane.epoch
         if epoch is None:
             return
         if await self.log.renew(
             world, lane.part, self._owner, epoch, self._lease, world.deadline(PATIENCE)
         ):
-            lane.renew_at = now + self._lease / 3
+            lane.renew_at, lane.over_at = now + self._lease / 3, now + self._lease
         else:
             self._lose(lane)
 
@@ -199,10 +172,12 @@ class Drain(Queue):
                 await self._renew(world, lane)
             except BackendError as error:
                 self._complain("renew", error)
+                if self._clock() >= lane.over_at:
+                    self._lose(lane, self._poll)  # another may have it, and be further
         if lane.epoch is None:
             raise Lost(lane.name)
 
-    def _lose(self, lane: _Lane, wait: float = 0.0) -> None:
+    def _lose(self, lane: Lane, wait: float = 0.0) -> None:
         with self._changed:
             lane.epoch = None
             lane.next_try = self._clock() + wait
@@ -211,7 +186,7 @@ class Drain(Queue):
             self._tell()
         self._meter.event("log_lost", lane=lane.name)
 
-    async def _read(self, world: AnyWorld, lane: _Lane) -> None:
+    async def _read(self, world: AnyWorld, lane: Lane) -> None:
         """Read on, as far as two batches reach. A new owner first reads all that its predecessor
         can have seen: one may have been applied already while an older one of its key was not."""
         if lane.until < 0:
@@ -235,7 +210,7 @@ class Drain(Queue):
             if lane.epoch == epoch:
                 self._buffers[lane.name] = lane.buffer
 
-    def _take_in(self, lane: _Lane, records: Sequence[Record]) -> list[tuple[Record, str]]:
+    def _take_in(self, lane: Lane, records: Sequence[Record]) -> list[tuple[Record, str]]:
         bad: list[tuple[Record, str]] = []
         now, wall = self._clock(), self._runtime.wall()
         decode = self._decode
@@ -255,7 +230,7 @@ class Drain(Queue):
         return bad
 
     async def _park_unreadable(
-        self, world: AnyWorld, lane: _Lane, bad: Sequence[tuple[Record, str]]
+        self, world: AnyWorld, lane: Lane, bad: Sequence[tuple[Record, str]]
     ) -> None:
         await self._unreadable(world, [record for record, _ in bad])
         letters = [Letter(r, e, 0, self._runtime.wall()) for r, e in bad]
@@ -283,6 +258,13 @@ class Drain(Queue):
 
     def back(self) -> None:
         self._leases.back()
+
+    def recall(self) -> None:
+        """The lanes are claimed anew, above what may still be under way."""
+        self._leases.back()
+        for lane in self._lanes:
+            if lane.epoch is not None:
+                self._lose(lane)
 
     def prolong(self) -> bool:
         """Renew the lanes while a batch is out; False where this process owns none any more."""
@@ -322,7 +304,7 @@ class Drain(Queue):
     async def _settle(
         self,
         world: AnyWorld,
-        lane: _Lane,
+        lane: Lane,
         done: Sequence[tuple[str, int]],
         letters: Sequence[Letter],
     ) -> None:
@@ -347,7 +329,7 @@ class Drain(Queue):
                     buffer.nack([op])
             self._tell()
 
-    def _lane_of(self, ops: Sequence[Op]) -> _Lane:
+    def _lane_of(self, ops: Sequence[Op]) -> Lane:
         """Raises Lost where it is not the one any more that they were taken from."""
         name = ops[0].lane
         for lane in self._lanes:

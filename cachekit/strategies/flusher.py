@@ -10,52 +10,29 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 
 from tenacity.stop import stop_after_attempt, stop_base
 from tenacity.wait import wait_base, wait_random_exponential
 
-from ..core.ops import Dead, Flushed, Op
+from ..core.ops import Flushed, Op
 from ..core.outcome import Outcome
 from ..core.policy import Batching, Retrying
-from ..errors import BackendError, ConfigurationError, FencedOut
-from ..logs.queue import Marks, Queue
+from ..errors import BackendError, FencedOut
+from ..logs.queue import Queue
 from ..observe import Meter, log
 from ..runtime import AnyWorld, AsyncioWorld, Runtime, drive
+from .answers import attempted, is_outage, refused, told
 from .drain import PATIENCE, Lost
-from .intent import outcome_unknown
-from .waiting import attempted, heard, until_due
+from .serving import END, serve
+from .waiting import Known, heard
 
 # Applies a batch: the outcome's value is {id: error} of what failed (or None).
 Apply = Callable[[AnyWorld, Sequence[Op]], Awaitable[Outcome]]
 # Called with what was applied or parked, before the log lets go of it.
 Settled = Callable[[AnyWorld, Sequence[Op]], Awaitable[None]]
 
-END = -1.0
 LOOK = 0.02  # seconds between looks at a log that other processes drain too
-
-
-@dataclass(slots=True)
-class Known:
-    """What a flush knows of the queue so far."""
-
-    marks: Marks = ()
-    dead: int = 0  # letters when it began
-    before: int = 0  # operations when it began
-    left: int = 0
-    parked: int = 0
-
-    def told(self, letters: Sequence[Dead], error: Exception | None) -> Flushed:
-        errors = [letter.error for letter in letters][-self.parked :] if self.parked else []
-        return Flushed(
-            applied=max(0, self.before - self.left - self.parked),
-            parked=self.parked,
-            left=self.left,
-            complete=self.left == 0 and error is None,
-            errors=[*errors[:10], *([] if error is None else [str(error)])],
-        )
 
 
 class Flusher:
@@ -95,6 +72,7 @@ class Flusher:
         self._worker: object | None = None
         self._ending = threading.Event()
         self._next_batch = 0.0
+        self._trouble = ""  # why the source takes nothing now
         self.threadless = False  # the interpreter is ending: no worker can start
         weakref.finalize(self, queue.hurry_all).atexit = False  # dropped: its worker ends
 
@@ -108,16 +86,18 @@ class Flusher:
             if self._alive():
                 return
             held = weakref.ref(self)
+            if self._worker is not None:
+                self.queue.recall()  # its loop was closed under it: what it had out comes back
             if self._is_async and isinstance(world, AsyncioWorld):
                 self._worker = world
-                if not world.spawn(lambda: _serve(held, world), f"flush {self.name}"):
+                if not world.spawn(lambda: serve(held, world), f"flush {self.name}"):
                     self._worker = None  # too many tasks; the next put or flush tries again
                 return
             if self._is_async:
                 return  # no loop to run it in
             threads = self.runtime.threads
             thread = threading.Thread(
-                target=lambda: drive(_serve(held, threads)),
+                target=lambda: drive(serve(held, threads)),
                 name=f"cachekit-flush-{self.name}",
                 daemon=True,
             )
@@ -157,35 +137,41 @@ class Flusher:
         """Block until what was accepted before this call is applied or parked, or the time is
         over; says which. Not from inside the loop of an async sink: use the async face there."""
         threads, end = self.runtime.threads, self._end_of(timeout)
-        known = Known()
+        known, mine = Known(), self._worker is threading.current_thread()
         try:
             drive(self._begin(threads, known, end))
             most = LOOK if self.queue.durable else 0.5
-            while drive(self._look(threads, known, end)) and self._waits():
+            while drive(self._look(threads, known, end)) and not mine:
+                self.start(threads)
+                if not self._waits():
+                    break
                 left = most if end is None else end - self.runtime.clock()
                 if left <= 0:
                     break
                 self.queue.wait_for_change(min(left, most))
             return drive(self._report(threads, known, end))
         except BackendError as error:
-            return known.told(self.queue.dead(), error)
+            return self._unsure(known, error)
 
     async def flush_async(self, world: AsyncioWorld, timeout: float | None) -> Flushed:
         end, known = self._end_of(timeout), Known()
         try:
             await self._begin(world, known, end)
             pause = LOOK if self.queue.durable else 0.005
-            while await self._look(world, known, end) and self._waits():
+            while await self._look(world, known, end):
+                self.start(world)
+                if not self._waits():
+                    break
                 if end is not None and self.runtime.clock() >= end:
                     break
                 await world.sleep(pause)
             return await self._report(world, known, end)
         except BackendError as error:
-            return known.told(self.queue.dead(), error)
+            return self._unsure(known, error)
 
     def _waits(self) -> bool:
-        """Whether there is anybody to wait for: another process may drain a durable log."""
-        return self.queue.durable or (self._alive() and self._advances())
+        """Whether there is anybody to wait for."""
+        return not self.works or (self._alive() and self._advances())
 
     def end(self, timeout: float) -> None:
         """Let the worker finish the batch it has and stop; wait for that at most ``timeout``."""
@@ -216,7 +202,13 @@ class Flusher:
     async def _report(self, world: AnyWorld, known: Known, end: float | None) -> Flushed:
         _, dead = await self.queue.state(world, self._step(end))
         known.parked = max(0, dead - known.dead)
-        return known.told(self.queue.dead(), None)
+        return known.told(self.queue.dead(), self._trouble)
+
+    def _unsure(self, known: Known, error: BackendError) -> Flushed:
+        """The log does not answer: as much as was known, and the reason."""
+        known.sure = False
+        known.left = max(1, known.left)
+        return known.told(self.queue.dead(), told(error))
 
     # -- working --------------------------------------------------------------------------
 
@@ -288,8 +280,10 @@ class Flusher:
             error = outcome.error
             if isinstance(error, FencedOut):
                 await self._fenced(world, batch)
-            if error is None:
-                failed = refused(outcome.value)
+            failed = refused(batch, outcome.value) if error is None else {}
+            if isinstance(failed, BaseException):
+                error = failed
+            elif error is None:
                 done = [op for op in batch if op.id not in failed] if failed else batch
                 if done:
                     await self._settle(world, done)
@@ -300,8 +294,9 @@ class Flusher:
                     return all([await self._carry(world, [op]) for op in rest])
                 error = failed[rest[0].id]
             self.meter.count("batch_failures")
-            # A sink that is set up wrongly says nothing about the rows either.
-            outage = outcome_unknown(error) or isinstance(error, ConfigurationError)
+            outage = is_outage(error)
+            if outage:
+                self._away(error)
             if not outage and len(batch) > 1:
                 half = len(batch) // 2
                 halves = (batch[:half], batch[half:])
@@ -316,6 +311,16 @@ class Flusher:
             self.meter.count("retries")
             await self._pause(world, self._wait(state))
 
+    def _away(self, error: BaseException) -> None:
+        self._trouble = told(error)
+        self.meter.event("source_outages", strategy=self.name)
+        self.meter.warn_once(
+            f"source {self.name}",
+            "%s: the source takes no batches now (%s); they wait, and are tried again",
+            self.name,
+            self._trouble,
+        )
+
     async def _settle(self, world: AnyWorld, done: Sequence[Op]) -> None:
         """The source has them: tell the caches, then the log, however long that takes."""
         await self._written(world, done)
@@ -328,6 +333,7 @@ class Flusher:
                 if self.ended:
                     raise
                 await self._pause(world, 0.2)
+        self._trouble = ""
         self.meter.count("writes_applied", len(done))
 
     async def _fenced(self, world: AnyWorld, batch: Sequence[Op]) -> None:
@@ -345,7 +351,7 @@ class Flusher:
     async def _park(self, world: AnyWorld, op: Op, error: BaseException, attempts: int) -> None:
         # Hidden first: once it has left the log, a flush may return and reads must be right.
         await self._refused(world, [op])
-        await self.queue.park(world, op, f"{type(error).__name__}: {error}", attempts)
+        await self.queue.park(world, op, told(error), attempts)
         self.meter.event("dead_letters", strategy=self.name)
         log.error(
             "%s: version %d of a key was refused by the sink and parked: %s",
@@ -363,35 +369,3 @@ class Flusher:
             self._worker = None  # the next put or flush starts another
         if failed and not self.ended:
             self.start(world)
-
-
-async def _serve(held: weakref.ref[Flusher], world: AnyWorld) -> None:
-    """The worker. While nothing waits in this process it does not keep its strategy alive."""
-    flusher = held()
-    if flusher is None:
-        return
-    queue, batching, mine = flusher.queue, flusher.batching, flusher._worker
-    failed = False
-    try:
-        while flusher is not None:
-            pause = await flusher.turn(world)
-            if pause == END:
-                break
-            flusher = None
-            await until_due(queue, world, batching, pause)
-            flusher = held()
-        await queue.release(world)
-    except Exception:
-        failed = True
-        log.exception("a write-back worker failed; it starts again")
-    finally:
-        flusher = flusher or held()
-        if flusher is not None:
-            await flusher.stopped(world, mine, failed=failed)
-
-
-def refused(answer: Any) -> dict[Any, BaseException]:
-    """What a sink's answer says was not written: {id: exception}; any other value is none."""
-    if not isinstance(answer, Mapping):
-        return {}
-    return {id: error for id, error in answer.items() if isinstance(error, BaseException)}

@@ -56,7 +56,7 @@ class Backlog(Protocol):
         """Take them all, or say with QueueFull which were taken. The value is a Written."""
 
     async def pending(self, world: AnyWorld, keys: Sequence[str]) -> Outcome:
-        """Per text key: Waiting, or None."""
+        """Per text key: Waiting, or None. No list: nobody knows."""
 
     async def standing(self, world: AnyWorld) -> tuple[Standing, float | None]:
         """The queue as a whole, and how old its oldest operation is (seconds)."""

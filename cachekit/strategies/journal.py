@@ -185,7 +185,7 @@ class Journal:
         except BackendError as error:
             if self._away == "source":
                 self._parts.meter.event("log_errors", lane=self.log.name)
-                return Outcome([None] * len(keys))
+                return Outcome(None)
             return Outcome(error=error)
         if look.settled is None:
             self._parts.invalidator.forget_near()

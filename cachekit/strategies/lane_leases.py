@@ -1,4 +1,4 @@
-"""Leases of a log's partitions, prolonged while a batch of theirs is with the sink.
+"""Partitions of a log, and their leases: prolonged while a batch of theirs is with the sink.
 
 A source that is slow for longer than a lease must not make two workers take the same batch from
 each other for ever. A process that dies or is paused renews nothing; a sink's call that hangs is
@@ -12,7 +12,38 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
+from ..core.buffer import Buffer
+
 LEASES = 6.0
+
+
+class Lane:
+    """A partition as this process sees it."""
+
+    __slots__ = (
+        "buffer",
+        "cursor",
+        "deliveries",
+        "epoch",
+        "name",
+        "next_try",
+        "over_at",
+        "part",
+        "renew_at",
+        "until",
+    )
+
+    def __init__(self, name: str, part: int) -> None:
+        self.name = name
+        self.part = part
+        self.epoch: int | None = None  # None: not its owner
+        self.buffer = Buffer(name)
+        self.cursor = 0
+        self.until = 0  # nothing is delivered before everything up to here was read
+        self.deliveries = 0
+        self.renew_at = 0.0
+        self.over_at = 0.0  # after which another may own it
+        self.next_try = 0.0
 
 
 class Owner(Protocol):

@@ -1,15 +1,15 @@
-"""Waiting for a write-back queue, in a thread or on an event loop; and between attempts."""
+"""Waiting for a write-back queue, in a thread or on an event loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-from tenacity import RetryCallState
-
+from ..core.ops import Dead, Flushed
 from ..core.policy import Batching
-from ..logs.queue import Queue
+from ..logs.queue import Marks, Queue
 from ..runtime import AnyWorld, AsyncioWorld
 
 
@@ -54,8 +54,25 @@ async def until_due(queue: Queue, world: AnyWorld, batching: Batching, most: flo
             await changed(min(times) if times else None)
 
 
-def attempted(number: int) -> RetryCallState:
-    """What tenacity's ``wait`` and ``stop`` objects look at after so many attempts."""
-    state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]  # only counted
-    state.attempt_number = number
-    return state
+@dataclass(slots=True)
+class Known:
+    """What a flush knows of the queue so far."""
+
+    marks: Marks = ()
+    dead: int = 0  # letters when it began
+    before: int = 0  # operations when it began
+    left: int = 0
+    parked: int = 0
+    sure: bool = True
+
+    def told(self, letters: Sequence[Dead], trouble: str) -> Flushed:
+        errors = [letter.error for letter in letters][-self.parked :] if self.parked else []
+        if trouble and self.left:
+            errors = [trouble, *errors]
+        return Flushed(
+            applied=max(0, self.before - self.left - self.parked),
+            parked=self.parked,
+            left=self.left,
+            complete=self.left == 0 and self.sure,
+            errors=errors[:10],
+        )

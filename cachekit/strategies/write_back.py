@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import atexit
 import weakref
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from ..core.entry import MISSING
-from ..core.ops import Dead, Flushed, Op, OpKind
+from ..core.ops import Dead, Flushed, OpKind
 from ..core.outcome import Outcome
 from ..core.policy import Batching, Retrying
-from ..errors import BackendError, CacheKitError, QueueFull, WriteBackClosed
+from ..errors import BackendError, CacheKitError, ConfigurationError, QueueFull, WriteBackClosed
 from ..logs.queue import Queue
 from ..observe import log
-from ..protocols import Log, Record, Standing
+from ..protocols import Log, Standing
 from ..runtime import AnyWorld, drive
 from .aio import CLOSE_TIMEOUT
 from .base import Strategy
@@ -24,6 +25,7 @@ from .flusher import Flusher
 from .held import Backlog, Held, Item
 from .parts import Parts
 from .source import is_async
+from .telling import refused, unreadable, written
 from .write_back_parts import Delivery, Options, journal_for, options_from, present, texts
 from .writer import Written
 
@@ -67,6 +69,8 @@ class WriteBack(Strategy):
         super()._bind(parts)
         self._closed = False
         self._stood: tuple[Standing, float | None] = (Standing(), None)
+        if self._asked.full == "write_through" and self.source.lacks(OpKind.PUT) is not None:
+            raise ConfigurationError(f'{self.name}: full="write_through" needs a store= function')
         named = self._key is not None or bool(self._options["name"])
         self._log: Log | None = self._asked.log_for(parts, self.name, named)
         # Nobody would tell this process of what others write: no copies, and no shared loads.
@@ -107,7 +111,7 @@ class WriteBack(Strategy):
                 self._delivery.last_epoch,
                 start=self._start,
                 closed=self._shut,
-                unreadable=self._unreadable,
+                unreadable=partial(unreadable, self),
                 lease=self.policy.write_lease,
             )
         self._flusher = Flusher(
@@ -116,8 +120,8 @@ class WriteBack(Strategy):
             parts.meter,
             self._backlog.queue,
             self._delivery.apply,
-            self._written,
-            self._refused,
+            partial(written, self),
+            partial(refused, self),
             batching=self._batching,
             retrying=self._retrying,
             is_async=self.is_async,
@@ -206,7 +210,7 @@ class WriteBack(Strategy):
             outcome = await self._backlog.pending(world, [self.key(id)])
             if outcome.error is not None:
                 return outcome
-            (waiting,) = outcome.value
+            (waiting,) = outcome.value or (None,)
             if waiting is not None:
                 return Outcome(waiting.value)
         return await super()._get(world, id)
@@ -228,9 +232,19 @@ class WriteBack(Strategy):
             outcome = await self._backlog.pending(world, [self.key(id)])
             if outcome.error is not None:
                 return outcome
+            if outcome.value is None:
+                return await self._blind(world, [id], super()._load(world, id))
             if outcome.value[0] is not None:
                 return Outcome(outcome.value[0].value)
         return await super()._load(world, id)
+
+    async def _blind(self, world: AnyWorld, ids: Sequence[Any], load: Any) -> Outcome:
+        """Load while nobody knows what waits: a value for its caller, which no tier keeps."""
+        outcome: Outcome = await load
+        places = [self.place(id) for id in ids]
+        await self._parts.invalidator.tell(world, texts(places), (), replay=True)
+        self._parts.invalidator.detach(places, ())
+        return outcome
 
     async def _load_many(self, world: AnyWorld, ids: Sequence[Any]) -> Outcome:
         if self._looks_first:
@@ -242,6 +256,9 @@ class WriteBack(Strategy):
         outcome = await self._backlog.pending(world, [self.key(id) for id in ids])
         if outcome.error is not None:
             return outcome
+        if outcome.value is None:
+            rest = clean(world, ids)
+            return await (rest if self._looks_first else self._blind(world, ids, rest))
         waiting = {id: found for id, found in zip(ids, outcome.value, strict=True) if found}
         rest = [id for id in ids if id not in waiting]
         outcome = await clean(world, rest) if rest else Outcome({})
@@ -249,40 +266,6 @@ class WriteBack(Strategy):
             return outcome
         dirty = {id: found.value for id, found in waiting.items() if found.value is not None}
         return Outcome({**outcome.value, **dirty})
-
-    # -- the worker's side ----------------------------------------------------------------
-
-    async def _written(self, world: AnyWorld, ops: Sequence[Op]) -> None:
-        """The source has them: whatever was loaded before is outdated."""
-        if self._parts.far is None and not self._backlog.hits and not self._drops:
-            return  # the log itself tells every process, this one too
-        places = [self.place(op.id) for op in ops]
-        drops = [t for op in ops for t in self._dropped(op.id, op.value)]
-        invalidator = self._parts.invalidator
-        await invalidator.tell(world, texts(places), drops, replay=True)
-        # Before the log lets go: loads that began while the key was dirty saw the old row.
-        if self._held is not None:
-            self._detach([op.key for op in ops])
-        else:
-            invalidator.detach(places, ())
-        if drops:
-            invalidator.detach((), drops)
-
-    async def _refused(self, world: AnyWorld, ops: Sequence[Op]) -> None:
-        """The source will never have them: this process must not show them either."""
-        invalidator, places = self._parts.invalidator, [self.place(op.id) for op in ops]
-        await invalidator.tell(world, texts(places), (), replay=True)
-        invalidator.detach(places, ())
-
-    async def _unreadable(self, world: AnyWorld, records: Sequence[Record]) -> None:
-        invalidator = self._parts.invalidator
-        await invalidator.tell(world, [record.key for record in records], (), replay=True)
-        invalidator.forget_near()
-
-    def _detach(self, idents: Iterable[Hashable]) -> None:
-        for world in self._parts.runtime.worlds():
-            for ident in idents:
-                world.flights.detach(ident)
 
     # -- draining -------------------------------------------------------------------------
 

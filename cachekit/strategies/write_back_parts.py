@@ -17,8 +17,8 @@ from ..errors import ConfigurationError
 from ..logs import open_log
 from ..protocols import Bounds, Codec, Log, Record, Sink
 from ..runtime import AnyWorld
+from .answers import refused
 from .drain import LEASE, Drain, LastEpoch
-from .flusher import refused
 from .journal import Journal, Payload, checked_codec
 from .parts import Parts
 from .source import Source, call
@@ -201,12 +201,18 @@ class Delivery:
                 outcome = await self._source.stored_many(world, puts)
                 if outcome.error is not None:
                     return outcome
-                failed.update(refused(outcome.value))
+                answer = refused(part, outcome.value)
+                if isinstance(answer, BaseException):
+                    return Outcome(error=answer)
+                failed.update(answer)
             if deletes:
                 outcome = await self._source.deleted_many(world, deletes)
                 if outcome.error is not None:
                     return outcome
-                failed.update(refused(outcome.value))
+                answer = refused(part, outcome.value)
+                if isinstance(answer, BaseException):
+                    return Outcome(error=answer)
+                failed.update(answer)
         return Outcome(failed)
 
 

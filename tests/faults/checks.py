@@ -58,7 +58,7 @@ def judge(
     batch: int,
     kills: int | None = None,
 ) -> Verdict:
-    """``kills``: bounds the replays as a whole, besides the bound per take-over."""
+    """``kills`` (and pauses): bounds the replays as a whole, besides the bound per take-over."""
     verdict = Verdict(
         acknowledged=sum(1 for call in calls if call.end is not None),
         unacknowledged=sum(1 for call in calls if call.end is None),

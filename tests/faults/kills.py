@@ -222,7 +222,7 @@ class Campaign:
             self.source.rows(),
             self.source.deliveries(),
             batch=self.given["batch"],
-            kills=self.kills,
+            kills=self.kills + self.pauses,
         )
         found.violations += told.wrong
         found.raised = told.raised

@@ -34,7 +34,7 @@ def test_a_server_that_syncs_always_loses_nothing(
     campaign = ServerCampaign(tmp_path, seed, fsync="always", drained=drained, level=level)
     campaign.run(2)
     assert not campaign.violations(), (seed, str(campaign), campaign.violations()[:10])
-    assert campaign.verdict.acknowledged > 100, str(campaign)
+    assert campaign.verdict.acknowledged > 20, str(campaign)
     assert campaign.verdict.raised > 0, str(campaign)  # while it was away
 
 

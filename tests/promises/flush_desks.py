@@ -130,9 +130,10 @@ import os, sys, time
 from cachekit import Cache, WriteBack
 
 acknowledged, written, pause = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-options = eval(sys.argv[4])
+slow, options = float(sys.argv[4]), eval(sys.argv[5])
 
 def store_many(rows):
+    time.sleep(slow)
     os.write(written, "".join(f"{id}\\n" for id in rows).encode())
 
 book = WriteBack(Cache(), key="row:{id}", log="memory", store_many=store_many, **options)

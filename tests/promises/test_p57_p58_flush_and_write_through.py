@@ -239,22 +239,22 @@ def test_closing_keeps_to_its_time_with_a_sink_that_hangs(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pause", "options", "most"),
+    ("pause", "slow", "options", "most"),
     [
-        # Many in little time: no more than may wait.
-        (0.0, {"max_pending": 200, "delay": 3600.0, "batch": 200}, 200),
+        # More than the source can take: no more than may wait.
+        (0.0, 0.05, {"max_pending": 200, "delay": 3600.0, "batch": 100}, 200),
         # Few in much time: no more than was put within the delay, and what a batch takes.
-        (0.005, {"delay": 0.1, "batch": 1000}, (0.1 + 0.3) / 0.005),
+        (0.005, 0.0, {"delay": 0.1, "batch": 1000}, (0.1 + 0.3) / 0.005),
     ],
     ids=["bounded by max_pending", "bounded by the delay"],
 )
 def test_a_kill_loses_no_more_of_the_memory_level_than_the_documented_window(
-    pause: float, options: dict[str, Any], most: float, tmp_path: Path
+    pause: float, slow: float, options: dict[str, Any], most: float, tmp_path: Path
 ) -> None:
     files = {name: (tmp_path / name).open("ab") for name in ("acknowledged", "written")}
     descriptors = [file.fileno() for file in files.values()]
     process = subprocess.Popen(
-        [sys.executable, "-c", LOSER, *map(str, descriptors), str(pause), repr(options)],
+        [sys.executable, "-c", LOSER, *map(str, [*descriptors, pause, slow]), repr(options)],
         pass_fds=descriptors,
     )
     until = time.monotonic() + 20
@@ -308,13 +308,7 @@ def _both_old(it: Through) -> None:
 
 @pytest.mark.parametrize(
     ("verb", "noticed"),
-    [
-        ("put_many", False),
-        ("put", True),
-        ("delete", True),
-        ("aio.put", True),
-        ("aio.delete", False),
-    ],
+    [("put", True), ("aio.delete", True), ("put_many", False), ("delete", False)],
 )
 def test_a_write_with_the_cache_away_succeeds_pending_and_no_old_value_outlives_the_healing(
     verb: str, noticed: bool, through: tuple[RedisServer, Through]

@@ -11,6 +11,7 @@ itself is asked for by files in the server's folder and by marks in the items th
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import sys
@@ -28,10 +29,12 @@ from cachekit.sinks import DynamoDBSink
 from cachekit.testing import servers
 
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "eu-west-1"}
+_numbers = itertools.count(1)
 
 
 class DynamoDBServer(servers.Server):
     program = "moto_server"
+    _session: Any = None
 
     @property
     def url(self) -> str:
@@ -53,8 +56,10 @@ class DynamoDBServer(servers.Server):
         options = {
             "connect_timeout": 2, "read_timeout": 10, "retries": {"total_max_attempts": 1}, **config
         }  # fmt: skip
-        session = boto3.session.Session()
-        return session.client("dynamodb", endpoint_url=self.url, config=Config(**options), **KEYS)
+        self._session = self._session or boto3.session.Session()  # it keeps what it has read
+        return self._session.client(
+            "dynamodb", endpoint_url=self.url, config=Config(**options), **KEYS
+        )
 
 
 def table_of(name: str, key: str = "id", kind: str = "N", sort: str | None = None) -> Any:
@@ -124,6 +129,19 @@ def dynamodb_server() -> DynamoDBServer:
             pytest.fail(found)
         pytest.skip(found)
     return found
+
+
+def unused_shop() -> DynamoDBShop:
+    """One with tables of its own."""
+    return DynamoDBShop(dynamodb_server(), next(_numbers))
+
+
+def watch(sink: DynamoDBSink, seen: Any) -> None:
+    """Call ``seen`` with the body of every transaction, before it is sent."""
+    client = sink._given or sink._client
+    client.meta.events.register(
+        "before-send.dynamodb.TransactWriteItems", lambda request, **_: seen(request.body)
+    )
 
 
 # -- the server's process ------------------------------------------------------------------

@@ -1,0 +1,44 @@
+"""The life of a write-back worker: turns, waits, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING
+
+from ..observe import log
+from ..runtime import AnyWorld, AsyncioWorld
+from .waiting import until_due
+
+if TYPE_CHECKING:
+    from .flusher import Flusher
+
+END = -1.0  # what a turn gives when the worker's work is over
+
+
+async def serve(held: weakref.ref[Flusher], world: AnyWorld) -> None:
+    """The worker. While nothing waits in this process it does not keep its strategy alive."""
+    flusher = held()
+    if flusher is None:
+        return
+    queue, batching, mine = flusher.queue, flusher.batching, flusher._worker
+    failed = False
+    try:
+        while flusher is not None:
+            pause = await flusher.turn(world)
+            if pause == END:
+                break
+            flusher = None
+            await until_due(queue, world, batching, pause)
+            flusher = held()
+        await queue.release(world)
+    except BaseException as error:
+        failed = not isinstance(error, (asyncio.CancelledError, GeneratorExit))
+        if failed:
+            log.exception("a write-back worker failed; it starts again")
+        if isinstance(world, AsyncioWorld) and not isinstance(error, Exception):
+            raise
+    finally:
+        flusher = flusher or held()
+        if flusher is not None:
+            await flusher.stopped(world, mine, failed=failed)
