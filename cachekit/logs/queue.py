@@ -80,6 +80,11 @@ class Queue:
         """The source has seen a newer owner of their lane."""
         await self.nack(world, ops)
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether other processes write what waits, and this one can not."""
+        return False
+
     async def release(self, world: AnyWorld) -> None:
         """The worker ends."""
 

@@ -318,7 +318,7 @@ class DynamoDBSink:
                 for write, (code, message) in zip(part, reasons[1:], strict=True)
                 if code in _ROWS_FAULT
             }
-            if refused and all(code in _ROWS_FAULT or code == "None" for code, _ in reasons):
+            if refused:  # what else there was will be told again, by the others
                 return refused
         told = self._told(error)
         if told is error and len(part) == 1:

@@ -79,6 +79,12 @@ class Drain(Queue):
         """How many partitions this process drains."""
         return sum(1 for lane in self._lanes if lane.epoch is not None)
 
+    @property
+    def elsewhere(self) -> bool:
+        return bool(self._lanes) and all(
+            lane.epoch is None and lane.next_try > 0 for lane in self._lanes
+        )
+
     def told(self) -> None:
         """This process appended something."""
         if self.owns:

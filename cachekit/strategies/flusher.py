@@ -133,9 +133,10 @@ class Flusher:
                 break
         await self.queue.release(world)
 
-    def flush(self, timeout: float | None) -> Flushed:
+    def flush(self, timeout: float | None, *, others: bool = True) -> Flushed:
         """Block until what was accepted before this call is applied or parked, or the time is
-        over; says which. Not from inside the loop of an async sink: use the async face there."""
+        over; says which. Not from inside the loop of an async sink: use the async face there.
+        Not ``others``: what other processes have to write is not waited for."""
         threads, end = self.runtime.threads, self._end_of(timeout)
         known, mine = Known(), self._worker is threading.current_thread()
         try:
@@ -143,7 +144,7 @@ class Flusher:
             most = LOOK if self.queue.durable else 0.5
             while drive(self._look(threads, known, end)) and not mine:
                 self.start(threads)
-                if not self._waits():
+                if not self._waits(others):
                     break
                 left = most if end is None else end - self.runtime.clock()
                 if left <= 0:
@@ -153,14 +154,16 @@ class Flusher:
         except BackendError as error:
             return self._unsure(known, error)
 
-    async def flush_async(self, world: AsyncioWorld, timeout: float | None) -> Flushed:
+    async def flush_async(
+        self, world: AsyncioWorld, timeout: float | None, *, others: bool = True
+    ) -> Flushed:
         end, known = self._end_of(timeout), Known()
         try:
             await self._begin(world, known, end)
             pause = LOOK if self.queue.durable else 0.005
             while await self._look(world, known, end):
                 self.start(world)
-                if not self._waits():
+                if not self._waits(others):
                     break
                 if end is not None and self.runtime.clock() >= end:
                     break
@@ -169,8 +172,10 @@ class Flusher:
         except BackendError as error:
             return self._unsure(known, error)
 
-    def _waits(self) -> bool:
+    def _waits(self, others: bool) -> bool:
         """Whether there is anybody to wait for."""
+        if self.queue.elsewhere:
+            return others
         return not self.works or (self._alive() and self._advances())
 
     def end(self, timeout: float) -> None:
@@ -187,6 +192,13 @@ class Flusher:
     def _step(self, end: float | None) -> float:
         """Seconds for one question to the log, within a flush that ends at ``end``."""
         return PATIENCE if end is None else min(PATIENCE, max(0.1, end - self.runtime.clock()))
+
+    async def end_async(self, world: AsyncioWorld, timeout: float) -> None:
+        """As :meth:`end`, of a worker in this loop."""
+        self.end(0.0) if self._is_async else await world.aside(self.end, timeout)
+        end = self.runtime.clock() + timeout
+        while self._worker is world and self.runtime.clock() < end:
+            await world.sleep(0.005)
 
     async def _begin(self, world: AnyWorld, known: Known, end: float | None) -> None:
         known.marks, known.dead = await self.queue.state(world, self._step(end))
@@ -338,7 +350,8 @@ class Flusher:
 
     async def _fenced(self, world: AnyWorld, batch: Sequence[Op]) -> None:
         """A newer owner has written: nothing of this batch was applied. Raises Lost."""
-        self.meter.event("fenced_writes", count=len(batch))
+        self.meter.count("fenced_writes", len(batch))
+        self.meter.event("batches_fenced", lane=batch[0].lane)
         log.error(
             "%s: the source refused %d writes of an owner that is not the newest: they are "
             "read from the log again by whoever owns it",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..core.ops import Op
+from ..core.place import Place
 from ..protocols import Record
 from ..runtime import AnyWorld
 from .write_back_parts import texts
@@ -19,8 +20,8 @@ async def written(strategy: WriteBack, world: AnyWorld, ops: Sequence[Op]) -> No
     parts, held = strategy._parts, strategy._held
     if parts.far is None and not strategy._backlog.hits and not strategy._drops:
         return  # the log itself tells every process, this one too
-    places = [strategy.place(op.id) for op in ops]
-    drops = [t for op in ops for t in strategy._dropped(op.id, op.value)]
+    places = [place for op in ops if (place := _place(strategy, op)) is not None]
+    drops = [tag for op in ops for tag in _tags(strategy, op)]
     await parts.invalidator.tell(world, texts(places), drops, replay=True)
     # Before the log lets go: loads that began while the key was dirty saw the old row.
     if held is None:
@@ -33,9 +34,37 @@ async def written(strategy: WriteBack, world: AnyWorld, ops: Sequence[Op]) -> No
 
 async def refused(strategy: WriteBack, world: AnyWorld, ops: Sequence[Op]) -> None:
     """The source will never have them: this process must not show them either."""
-    invalidator, places = strategy._parts.invalidator, [strategy.place(op.id) for op in ops]
+    invalidator = strategy._parts.invalidator
+    places = [place for op in ops if (place := _place(strategy, op)) is not None]
     await invalidator.tell(world, texts(places), (), replay=True)
     invalidator.detach(places, ())
+
+
+def _place(strategy: WriteBack, op: Op) -> Place | None:
+    try:
+        return strategy.place(op.id)
+    except Exception as error:  # a key function that does not know what another version put
+        _complain(strategy, error)
+        return None
+
+
+def _tags(strategy: WriteBack, op: Op) -> list[str]:
+    try:
+        return strategy._dropped(op.id, op.value)
+    except Exception as error:  # the value of another version, say
+        _complain(strategy, error)
+        return []
+
+
+def _complain(strategy: WriteBack, error: Exception) -> None:
+    meter = strategy._parts.meter
+    meter.event("tag_errors", function=strategy.name)
+    meter.warn_once(
+        f"tags {strategy.name}",
+        "%s: its key or tags failed with %s for a row that was written: caches may be behind",
+        strategy.name,
+        type(error).__name__,
+    )
 
 
 async def unreadable(strategy: WriteBack, world: AnyWorld, records: Sequence[Record]) -> None:

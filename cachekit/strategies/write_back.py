@@ -281,7 +281,7 @@ class WriteBack(Strategy):
         runtime = self._parts.runtime
         deadline = runtime.threads.deadline(timeout)
         try:
-            return self._flusher.flush(timeout)
+            return self._flusher.flush(timeout, others=False)
         finally:
             self._flusher.end(max(LAST_BATCH, deadline.left()))
             if self._log is not None:
@@ -292,9 +292,9 @@ class WriteBack(Strategy):
         timeout = self._end(timeout)
         world = self._parts.runtime.asyncio()
         try:
-            return await self._flush_async(timeout)
+            return await self._flusher.flush_async(world, timeout, others=False)
         finally:
-            await world.aside(self._flusher.end, LAST_BATCH)
+            await self._flusher.end_async(world, LAST_BATCH)
             if self._log is not None:
                 await self._log.close(world)
             atexit.unregister(self._at_exit)

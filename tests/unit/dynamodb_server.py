@@ -136,11 +136,11 @@ def unused_shop() -> DynamoDBShop:
     return DynamoDBShop(dynamodb_server(), next(_numbers))
 
 
-def watch(sink: DynamoDBSink, seen: Any) -> None:
-    """Call ``seen`` with the body of every transaction, before it is sent."""
+def watch(sink: DynamoDBSink, seen: Any, verb: str = "TransactWriteItems") -> None:
+    """Call ``seen`` with the body of every such request, before it is sent."""
     client = sink._given or sink._client
     client.meta.events.register(
-        "before-send.dynamodb.TransactWriteItems", lambda request, **_: seen(request.body)
+        f"before-send.dynamodb.{verb}", lambda request, **_: seen(request.body)
     )
 
 

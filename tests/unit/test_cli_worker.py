@@ -164,9 +164,9 @@ def test_it_says_how_it_goes(made: Make) -> None:
             line = process.stdout.readline()
         code, _, err = ended(process)
     assert code == 0
-            # Told once, however often it is tried.
-            assert err.startswith("orders: the source takes no batches now (ConnectionError: ")
-            assert err.count("\n") == 1
+    # Told once, however often it is tried.
+    assert err.startswith("orders: the source takes no batches now (ConnectionError: ")
+    assert err.count("\n") == 1
     assert shop.rows() == {"o1": 1}
 
 

@@ -244,12 +244,25 @@ def test_without_a_client_one_of_the_environment_is_made_that_does_not_repeat_it
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.parametrize("made", [True, False], ids=["made-by-the-sink", "given"])
 def test_a_forked_child_speaks_over_connections_of_its_own(shop: DynamoDBShop, made: bool) -> None:
-    client = shop.server.client
-    sink = shop.sink(client=client if made else client())
+    made_clients: list[Spy] = []
+
+    def make() -> Spy:
+        made_clients.append(Spy(shop.server.client()))
+        return made_clients[-1]
+
+    sink = shop.sink(client=make if made else make())
     sink.write_many([put(1, {"n": 1})])
-    in_a_child(lambda: sink.write_many([put(2, {"n": 2}, epoch=2)]))
-    sink.write_many([put(3, {"n": 3}, epoch=3)])
+
+    def work() -> None:
+        sink.write_many([put(2, {"n": 2}, epoch=2)])
+        sink.write_many([put(2, {"n": 2}, epoch=3)])
+        assert len(made_clients) == (2 if made else 1)
+        assert made_clients[0].closed == (0 if made else 1)
+
+    in_a_child(work)
+    sink.write_many([put(3, {"n": 3}, epoch=4)])
     assert sorted(shop.rows()) == [1, 2, 3]
+    assert [client.closed for client in made_clients] == [0]
 
 
 def test_boto3_is_imported_by_the_first_batch_only_and_named_where_it_is_missing() -> None:
@@ -263,6 +276,21 @@ def test_boto3_is_imported_by_the_first_batch_only_and_named_where_it_is_missing
     )
     pytest.importorskip("boto3")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+class Spy:
+    """A client that counts how often it is closed."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.closed = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def close(self) -> None:
+        self.closed += 1
+        self._client.close()
 
 
 # -- write-back ------------------------------------------------------------------------------

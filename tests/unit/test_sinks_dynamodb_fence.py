@@ -78,9 +78,13 @@ def test_an_earlier_delivery_of_the_same_owner_is_refused_too(shop: DynamoDBShop
 def test_lanes_have_epochs_of_their_own(shop: DynamoDBShop) -> None:
     sink = shop.sink()
     assert sink.last_epoch("a/0") == 0
+    asked: list[bytes] = []
+    watch(sink, asked.append, "GetItem")
     sink.write_many([put(1, {"name": "a"}, epoch=(1 << 50) + 8, lane="a/0")])
     sink.write_many([put(2, {"name": "b"}, epoch=1, lane="b/0")])
     assert (sink.last_epoch("a/0"), sink.last_epoch("b/0")) == ((1 << 50) + 8, 1)
+    assert len(asked) == 2
+    assert all(b'"ConsistentRead": true' in body for body in asked), "an old epoch may be read"
 
 
 def test_a_batch_of_many_rows_is_written_under_one_epoch(shop: DynamoDBShop) -> None:
