@@ -102,7 +102,7 @@ class AsyncCache:
         parts, world = self.cache.parts, self._world
         for strategy in list(parts.closers):
             if strategy.is_async:
-                await strategy.aio.close()
+                await strategy.aio.close(timeout)
         await world.settle(timeout)
         if parts.far is not None:
             await parts.far.close(world)

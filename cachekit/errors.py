@@ -89,4 +89,5 @@ class WriteBackClosed(CacheKitError):
 
 
 class FencedOut(CacheKitError):
-    """The source has seen a newer owner's batch: this one is refused, and nothing of it applied."""
+    """The source has seen a newer owner's batch: this one is refused. Nothing of it was applied,
+    but for what the sink says it writes apart."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from threading import get_ident
 from types import TracebackType
 from typing import Protocol
 
@@ -30,8 +31,10 @@ class _Gate:
 
     def __init__(self) -> None:
         self.cut = False  # this process was forked while a file was in use
-        self._changed = threading.Condition(threading.Lock())
-        self._inside = 0
+        # Taken as itself: ``with`` of a condition can be interrupted when it has the lock.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._inside: dict[int, int] = {}  # by thread
         self._forking = False
         self._holders: weakref.WeakSet[Holder] = weakref.WeakSet()
 
@@ -39,10 +42,11 @@ class _Gate:
         self._holders.add(holder)
 
     def __enter__(self) -> None:
-        with self._changed:
+        with self._lock:
             while self._forking:
                 self._changed.wait(DRAIN)
-            self._inside += 1
+            me = get_ident()
+            self._inside[me] = self._inside.get(me, 0) + 1
 
     def __exit__(
         self,
@@ -50,28 +54,36 @@ class _Gate:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._changed:
-            self._inside -= 1
+        with self._lock:
+            me = get_ident()
+            left = self._inside.get(me, 0) - 1
+            if left > 0:
+                self._inside[me] = left
+            else:
+                self._inside.pop(me, None)
             if self._forking:
                 self._changed.notify_all()
 
     def before_fork(self) -> None:
-        with self._changed:
+        with self._lock:
             self._forking = True
+            # Who forks is not inside: an exception out of a signal handler kept it from leaving.
+            self._inside.pop(get_ident(), None)
             self._changed.wait_for(lambda: not self._inside, DRAIN)
-            busy = self._inside
+            busy = bool(self._inside)
         for holder in [] if busy else list(self._holders):
             holder.close_idle()
 
     def in_parent(self) -> None:
-        with self._changed:
+        with self._lock:
             self._forking = False
             self._changed.notify_all()
 
     def in_child(self) -> None:
-        self.cut = self.cut or self._inside > 0
-        self._changed = threading.Condition(threading.Lock())
-        self._inside = 0
+        self.cut = self.cut or bool(self._inside)
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._inside = {}
         self._forking = False
 
 

@@ -25,7 +25,7 @@ class MemoryLog(Queue):
 
     def append_now(self, kind: OpKind, key: Any, value: Any, id: Any = None) -> Op | None:
         """Accept an operation, or None at the bound."""
-        with self._changed:
+        with self._lock:
             # An operation on a key that waits already takes no new room.
             if self._buffer.depth >= self._max and not self._buffer.knows(key):
                 return None
@@ -35,7 +35,7 @@ class MemoryLog(Queue):
 
     def wait_for_room(self, seconds: float) -> None:
         """Block this thread until something leaves, or the time is over."""
-        with self._changed:
+        with self._lock:
             if self._buffer.depth >= self._max:
                 self._changed.wait(seconds)
 
@@ -44,11 +44,11 @@ class MemoryLog(Queue):
 
     def knows(self, key: Any) -> bool:
         """Whether a key has an unwritten operation."""
-        with self._changed:
+        with self._lock:
             return self._buffer.knows(key)
 
     def pending(self, key: Any) -> Op | None:
-        with self._changed:
+        with self._lock:
             return self._buffer.pending(key)
 
     async def delivery(self, world: AnyWorld, ops: Sequence[Op]) -> Sequence[Op]:
@@ -57,5 +57,5 @@ class MemoryLog(Queue):
 
     async def park(self, world: AnyWorld, op: Op, error: str, attempts: int) -> None:
         await super().park(world, op, error, attempts)
-        with self._changed:
+        with self._lock:
             self._let_go()

@@ -25,7 +25,9 @@ class Queue:
     def __init__(self, clock: Callable[[], float], lanes: Sequence[str]) -> None:
         self._clock = clock
         self._buffers = {lane: Buffer(lane) for lane in lanes}
-        self._changed = threading.Condition()
+        # Taken as itself: ``with`` of a condition can be interrupted when it has the lock.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._listeners: list[Callable[[], None]] = []
         self._hurry: Marks = ()
         self._all = False
@@ -40,7 +42,7 @@ class Queue:
 
     def take(self, limit: int) -> list[Op]:
         """The oldest waiting operations of one lane, one per key, none of a key that is out."""
-        with self._changed:
+        with self._lock:
             ready = [b for b in self._buffers.values() if b.ready]
             if not ready:
                 return []
@@ -52,7 +54,7 @@ class Queue:
 
     def recall(self) -> None:
         """What is out waits again: its worker is gone."""
-        with self._changed:
+        with self._lock:
             for buffer in self._buffers.values():
                 buffer.recall()
 
@@ -65,14 +67,14 @@ class Queue:
 
     async def nack(self, world: AnyWorld, ops: Sequence[Op]) -> None:
         """They wait again."""
-        with self._changed:
+        with self._lock:
             for lane, part in _by_lane(ops).items():
                 self._buffers[lane].nack(part)
             self._tell()
 
     async def park(self, world: AnyWorld, op: Op, error: str, attempts: int) -> None:
         """A dead letter, after so many attempts of it alone."""
-        with self._changed:
+        with self._lock:
             self._buffers[op.lane].park(op, error)
             self._tell()
 
@@ -97,11 +99,11 @@ class Queue:
 
     async def undone(self, world: AnyWorld, marks: Marks, seconds: float) -> int:
         """How many operations accepted up to ``marks`` are not written yet."""
-        with self._changed:
+        with self._lock:
             return self._undone_here(marks)
 
     def dead(self) -> list[Dead]:
-        with self._changed:
+        with self._lock:
             return [letter for b in self._buffers.values() for letter in b.dead]
 
     def here(self) -> int:
@@ -110,7 +112,7 @@ class Queue:
 
     def oldest(self) -> float | None:
         """When the oldest operation here was accepted (monotonic seconds)."""
-        with self._changed:
+        with self._lock:
             return self._oldest()
 
     def _oldest(self) -> float | None:
@@ -125,21 +127,21 @@ class Queue:
 
     def hurry(self, marks: Marks) -> None:
         """Write everything up to ``marks`` without waiting for full batches."""
-        with self._changed:
+        with self._lock:
             old = (*self._hurry, *(0 for _ in marks))
             self._hurry = tuple(max(a, b) for a, b in zip(old, marks, strict=False))
             self._tell()
 
     def hurry_all(self) -> None:
         """From now on write everything at once, and let no worker wait."""
-        with self._changed:
+        with self._lock:
             self._all = True
             self._tell()
 
     def due_in(self, size: int, delay: float) -> float | None:
         """Seconds until a batch is due: ``size`` ready, the oldest ``delay`` seconds old, or a
         hurry; None while nothing waits."""
-        with self._changed:
+        with self._lock:
             return self._due_in(size, delay)
 
     def _due_in(self, size: int, delay: float) -> float | None:
@@ -165,7 +167,7 @@ class Queue:
 
     def wait_for_work(self, size: int, delay: float, most: float | None) -> None:
         """Block this thread until a batch is due, somebody wakes it, or ``most`` seconds."""
-        with self._changed:
+        with self._lock:
             left = self._due_in(size, delay)
             if left is not None and left <= 0:
                 return
@@ -175,20 +177,20 @@ class Queue:
             self._idle = 0
 
     def wait_for_change(self, seconds: float) -> None:
-        with self._changed:
+        with self._lock:
             self._changed.wait(seconds)
 
     def listen(self, heard: Callable[[], None]) -> None:
         """Call ``heard`` (quick, from any thread) after every change, until :meth:`unlisten`."""
-        with self._changed:
+        with self._lock:
             self._listeners.append(heard)
 
     def unlisten(self, heard: Callable[[], None]) -> None:
-        with self._changed:
+        with self._lock:
             self._listeners.remove(heard)
 
     def wake(self) -> None:
-        with self._changed:
+        with self._lock:
             self._tell()
 
     def _tell(self) -> None:
@@ -205,7 +207,7 @@ class Queue:
             heard()
 
     def _drop(self, ops: Sequence[Op]) -> None:
-        with self._changed:
+        with self._lock:
             for lane, part in _by_lane(ops).items():
                 self._buffers[lane].ack(part)
             self._let_go()

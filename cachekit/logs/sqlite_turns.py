@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from threading import get_ident
 
 from ..core.deadline import Deadline
 from ..protocols.log import Bounds, Record
@@ -13,9 +14,10 @@ from ..protocols.log import Bounds, Record
 class Ticket:
     """A caller that wants to write. Belongs to one thread."""
 
-    __slots__ = ("chosen", "done", "gone", "wake")
+    __slots__ = ("chosen", "done", "gone", "thread", "wake")
 
     def __init__(self) -> None:
+        self.thread = 0
         self.wake: threading.Lock | None = None  # held until the caller need not wait any more
         self.done = False  # a leader wrote it, or failed to
         self.chosen = False  # the turn was handed on to it
@@ -37,30 +39,40 @@ class Append(Ticket):
 
 
 class Turns:
-    """One writer at a time, in order of arrival. Costs next to nothing where nobody waits."""
+    """One writer at a time, in order of arrival. Costs next to nothing where nobody waits.
+
+    An exception out of a signal handler can come between taking the turn and the caller's ``try``:
+    a thread that finds the turn its own already goes on with it."""
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()  # held by whose turn it is
+        self._holder = 0  # the thread whose turn it is
         self._lock = threading.Lock()
         self._waiting: deque[Ticket] = deque()
 
     def enter_now(self) -> bool:
         """Take the turn if nobody has it, nor waits for it."""
-        return not self._waiting and self._turn.acquire(blocking=False)
+        me = get_ident()
+        with self._lock:
+            if self._holder == me:
+                return True
+            if self._holder or self._waiting:
+                return False
+            self._holder = me
+        return True
 
     def enter(self, ticket: Ticket, deadline: Deadline) -> bool:
         """Wait for the turn; False: a leader has done the work of this ticket meanwhile.
 
         Who was given it calls :meth:`leave`. Raises TimeoutError at the deadline; an Append may
         then be written all the same, if a leader had it in hand."""
+        me = ticket.thread = get_ident()
         with self._lock:
+            if self._holder == me or not (self._holder or self._waiting):
+                self._holder = me
+                return True
             wake = ticket.wake = threading.Lock()
             wake.acquire()
             self._waiting.append(ticket)
-            # Who leaves now sees the ticket, or has left the turn behind.
-            if len(self._waiting) == 1 and self._turn.acquire(blocking=False):
-                self._waiting.pop()
-                return True
         try:
             woken = wake.acquire(timeout=min(deadline.left(), threading.TIMEOUT_MAX))
         except BaseException:
@@ -105,16 +117,12 @@ class Turns:
                 one.wake.release()
 
     def leave(self) -> None:
-        if not self._waiting:
-            self._turn.release()
-            # A ticket that came in between found the turn still taken.
-            if not self._waiting or not self._turn.acquire(blocking=False):
-                return
         with self._lock:
             if not self._waiting:
-                self._turn.release()
+                self._holder = 0
                 return
             ticket = self._waiting.popleft()
             ticket.chosen = True
+            self._holder = ticket.thread
             if ticket.wake is not None:
                 ticket.wake.release()

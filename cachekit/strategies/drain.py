@@ -117,7 +117,7 @@ class Drain(Queue):
         identity = await self.log.identity(world, world.deadline(PATIENCE))
         if identity == self._identity:
             return
-        with self._changed:
+        with self._lock:
             self._identity = identity  # another one than before: the log was lost, and begun anew
             self._lanes = [
                 Lane(f"{self._name}/{identity}/{part}", part) for part in range(self.log.parts)
@@ -151,7 +151,7 @@ class Drain(Queue):
             # A dead owner's lease is found to have ended soon after it did.
             lane.next_try = now + self._lease * (0.1 + 0.1 * self._runtime.uniform())
             return
-        with self._changed:
+        with self._lock:
             self._buffers[lane.name] = Buffer(lane.name)
             lane.buffer = Buffer(lane.name)
             lane.epoch, lane.cursor, lane.deliveries = epoch, 0, 0
@@ -184,7 +184,7 @@ class Drain(Queue):
             raise Lost(lane.name)
 
     def _lose(self, lane: Lane, wait: float = 0.0) -> None:
-        with self._changed:
+        with self._lock:
             lane.epoch = None
             lane.next_try = self._clock() + wait
             lane.buffer = self._buffers[lane.name] = Buffer(lane.name)
@@ -212,7 +212,7 @@ class Drain(Queue):
                 await self._park_unreadable(world, lane, bad)
             if len(records) < want:
                 break
-        with self._changed:
+        with self._lock:
             if lane.epoch == epoch:
                 self._buffers[lane.name] = lane.buffer
 
@@ -227,7 +227,7 @@ class Drain(Queue):
                 read.append((record, id, value))
             except CodecError as error:
                 bad.append((record, f"CodecError: {error}"))
-        with self._changed:
+        with self._lock:
             for record, id, value in read:
                 since = now - min(max(0.0, wall - record.at), now)
                 lane.buffer.offer(record.kind, record.key, value, since, id, version=record.version)
@@ -300,7 +300,7 @@ class Drain(Queue):
         ]
         letters = [Letter(r, error, attempts, self._runtime.wall()) for r in records]
         await self._settle(world, lane, (), letters)
-        with self._changed:
+        with self._lock:
             self._buffers[lane.name].ack([op])
             self._fresh.append(Dead(op, error))
             del self._fresh[:-100]
@@ -328,7 +328,7 @@ class Drain(Queue):
         self._lose(self._lane_of(ops), self._poll)
 
     async def nack(self, world: AnyWorld, ops: Sequence[Op]) -> None:
-        with self._changed:
+        with self._lock:
             for op in ops:
                 buffer = self._buffers.get(op.lane)
                 if buffer is not None:

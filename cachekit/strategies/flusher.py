@@ -74,7 +74,8 @@ class Flusher:
         self._next_batch = 0.0
         self._trouble = ""  # why the source takes nothing now
         self.threadless = False  # the interpreter is ending: no worker can start
-        weakref.finalize(self, queue.hurry_all).atexit = False  # dropped: its worker ends
+        # Dropped: its worker ends.
+        weakref.finalize(self, _hurry, weakref.ref(queue)).atexit = False
 
     # -- starting and ending --------------------------------------------------------------
 
@@ -113,7 +114,7 @@ class Flusher:
         if self._is_async and isinstance(worker, AsyncioWorld):
             loop = worker.loop()
             return loop is not None and not loop.is_closed()
-        return worker is not None
+        return isinstance(worker, threading.Thread) and worker.is_alive()
 
     def _advances(self) -> bool:
         """Whether the worker's loop turns, if it has one: nobody blocks for one that does not."""
@@ -382,3 +383,9 @@ class Flusher:
             self._worker = None  # the next put or flush starts another
         if failed and not self.ended:
             self.start(world)
+
+
+def _hurry(queue: weakref.ref[Queue]) -> None:
+    found = queue()
+    if found is not None:
+        found.hurry_all()

@@ -35,7 +35,7 @@ from .writer import Written
 
 SCHEMA = 1
 MOST_SHORT = 1 << 62
-APPEND = 5.0  # seconds for one append: room is waited for besides
+MOST_APPEND = 5.0  # seconds for one append: room is waited for besides
 NAP = 0.02  # seconds between two tries of a put that finds no room
 _HEAD = struct.Struct(">BBI")
 
@@ -83,7 +83,7 @@ class Payload:
 
 
 class Journal:
-    """The backlog of a durable log. ``budget``: seconds for one look."""
+    """The backlog of a durable log. ``budget``: seconds for one look; ``block``: for room."""
 
     def __init__(
         self,
@@ -93,6 +93,7 @@ class Journal:
         payload: Payload,
         *,
         budget: float,
+        block: float,
         lease: float,
         most: int,
         away: str,
@@ -105,6 +106,7 @@ class Journal:
         self._parts = parts
         self._payload = payload
         self._budget = budget
+        self._append_budget = max(4 * budget, min(block, MOST_APPEND))
         self._lease = lease
         self._most = most
         self._away = away
@@ -153,7 +155,7 @@ class Journal:
         while True:
             try:
                 asked = [records[i] for i in left]
-                versions = await self.log.append(world, asked, world.deadline(APPEND))
+                versions = await self.log.append(world, asked, world.deadline(self._append_budget))
             except BackendError as failed:
                 return Outcome(error=failed)
             self.queue.told()

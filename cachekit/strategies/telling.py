@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -67,8 +68,13 @@ def _complain(strategy: WriteBack, error: Exception) -> None:
     )
 
 
-async def unreadable(strategy: WriteBack, world: AnyWorld, records: Sequence[Record]) -> None:
-    """Nobody can read them."""
+async def unreadable(
+    held: weakref.ref[WriteBack], world: AnyWorld, records: Sequence[Record]
+) -> None:
+    """Nobody can read them. The log's side does not keep its strategy."""
+    strategy = held()
+    if strategy is None:
+        return
     invalidator = strategy._parts.invalidator
     await invalidator.tell(world, [record.key for record in records], (), replay=True)
     invalidator.forget_near()

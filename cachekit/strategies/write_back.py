@@ -111,7 +111,7 @@ class WriteBack(Strategy):
                 self._delivery.last_epoch,
                 start=self._start,
                 closed=self._shut,
-                unreadable=partial(unreadable, self),
+                unreadable=partial(unreadable, weakref.ref(self)),
                 lease=self.policy.write_lease,
             )
         self._flusher = Flusher(

@@ -168,6 +168,7 @@ def journal_for(
         queue,
         payload,
         budget=parts.far.timeout if parts.far is not None else 0.25,
+        block=options.batching.block,
         lease=lease,
         most=options.bounds.operations,
         away=options.away,

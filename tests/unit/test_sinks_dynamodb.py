@@ -118,7 +118,7 @@ def test_a_row_of_another_key_than_its_operation_is_not_written(shop: DynamoDBSh
 
 def test_ids_that_are_one_item_do_not_spoil_the_batch(shop: DynamoDBShop) -> None:
     sink = shop.sink()
-    assert not sink.write_many([put(1, {"name": "a"}), put(Decimal("1.0"), {"name": "b"})])
+    assert not sink.write_many([put(1, {"name": "a"}), put(Decimal(1), {"name": "b"})])
     assert shop.rows() == {1: {"name": "b"}}
 
 
