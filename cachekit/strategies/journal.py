@@ -14,6 +14,7 @@ and the worker's batches only move what is there. Two ways keep every cache righ
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,24 +39,34 @@ MOST_SHORT = 1 << 62
 MOST_APPEND = 5.0  # seconds for one append: room is waited for besides
 NAP = 0.02  # seconds between two tries of a put that finds no room
 _HEAD = struct.Struct(">BBI")
+_SHORT = re.compile(rb" -?[0-9]{1,19}\Z").match
 
 
 class Payload:
     """Id and value <-> a record's bytes: schema 1, the codec's mark, the id's length, the id (exact
-    JSON), the value (the strategy's codec; nothing for a delete)."""
+    JSON), the value (the strategy's codec; for a delete nothing, or None where the codec signs:
+    then key, kind and id are authenticated with it)."""
 
     def __init__(self, codec: Codec, context: bytes) -> None:
         self._codec = codec
         self._ids = resolve("json")
         self._context = context
+        self._signs = getattr(codec, "signs", True)
+
+    def _about(self, key: str, kind: OpKind, name: bytes) -> bytes:
+        """What a signing codec authenticates beside the value; nothing for one that does not."""
+        if not self._signs:
+            return b""
+        text = key.encode("utf-8", "surrogatepass")
+        return b"\0".join((self._context, text, kind.value.encode(), name))
 
     def encode(self, key: str, kind: OpKind, id: Any, value: Any) -> bytes:
         """Raises CodecError for what can not be given back exactly."""
-        context = self._context + key.encode("utf-8", "surrogatepass")
         # What exact JSON makes of a short int, without the way there.
         short = type(id) is int and -MOST_SHORT < id < MOST_SHORT
-        name = b" %d" % id if short else self._ids.encode(id, context)
-        body = b"" if kind is OpKind.DELETE else self._codec.encode(value, context)
+        name = b" %d" % id if short else self._ids.encode(id, b"")
+        bare = kind is OpKind.DELETE and not self._signs
+        body = b"" if bare else self._codec.encode(value, self._about(key, kind, name))
         return _HEAD.pack(SCHEMA, self._codec.mark, len(name)) + name + body
 
     def decode(self, record: Record) -> tuple[Any, Any]:
@@ -69,13 +80,13 @@ class Payload:
                 f"an operation of schema {schema}, codec {mark}: this process reads schema "
                 f"{SCHEMA}, codec {self._codec.mark}"
             )
-        context = self._context + record.key.encode("utf-8", "surrogatepass")
         middle = _HEAD.size + length
+        name = data[_HEAD.size : middle]
         try:
-            id = self._ids.decode(data[_HEAD.size : middle], context)
-            if record.kind is OpKind.DELETE:
+            id = int(name) if _SHORT(name) else self._ids.decode(name, b"")
+            if record.kind is OpKind.DELETE and not self._signs:
                 return id, None
-            return id, self._codec.decode(data[middle:], context)
+            return id, self._codec.decode(data[middle:], self._about(record.key, record.kind, name))
         except CodecError:
             raise
         except Exception as error:  # a third-party codec broke its word
