@@ -7,7 +7,7 @@ password, a payload or a secret.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 
@@ -79,9 +79,12 @@ class QueueFull(CacheKitError):
 
     ``accepted``: ids of the same call that were taken before, and will be written."""
 
-    def __init__(self, message: str, *, accepted: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, message: str, *, accepted: Sequence[Any] = (), keys: Collection[str] = ()
+    ) -> None:
         super().__init__(message)
         self.accepted = list(accepted)
+        self.keys = frozenset(keys)  # text keys of those
 
 
 class WriteBackClosed(CacheKitError):

@@ -192,6 +192,8 @@ class Batching:
     def __post_init__(self) -> None:
         if self.size < 1 or self.max_pending < 1:
             raise ValueError("batch and max_pending must be at least 1")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise ValueError(f"rate: expected batches a second above 0, got {self.rate!r}")
 
 
 @dataclass(frozen=True, slots=True)

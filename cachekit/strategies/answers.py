@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import inspect
 import socket
@@ -35,7 +36,7 @@ def is_outage(error: BaseException) -> bool:
     while seen is not None:
         if outcome_unknown(seen) or isinstance(seen, CacheKitError):
             return not isinstance(seen, (CodecError, KeyEncodingError))
-        if isinstance(seen, socket.gaierror):
+        if isinstance(seen, (socket.gaierror, concurrent.futures.CancelledError)):
             return True
         if isinstance(seen, OSError) and seen.errno in _OUTAGES:
             return True

@@ -73,6 +73,7 @@ class Flusher:
         self._ending = threading.Event()
         self._next_batch = 0.0
         self._trouble = ""  # why the source takes nothing now
+        self.exiting = False  # the interpreter is ending: nothing is parked any more
         self.threadless = False  # the interpreter is ending: no worker can start
         # Dropped: its worker ends.
         weakref.finalize(self, _hurry, weakref.ref(queue)).atexit = False
@@ -235,10 +236,10 @@ class Flusher:
         due = queue.due_in(self.batching.size, self.batching.delay)
         if due is None or due > 0:
             return END if ending else pause
+        await self._pace(world)
         batch = queue.take(self.batching.size)
         if not batch:
             return END if ending else pause
-        await self._pace(world)
         self.meter.time("batch_size", float(len(batch)))
         return 0.0 if await self._carried(world, batch) else END
 
@@ -307,7 +308,8 @@ class Flusher:
                     return all([await self._carry(world, [op]) for op in rest])
                 error = failed[rest[0].id]
             self.meter.count("batch_failures")
-            outage = is_outage(error)
+            # At the interpreter's end whatever needs a thread fails: no row's fault.
+            outage = self.exiting or is_outage(error)
             if outage:
                 self._away(error)
             if not outage and len(batch) > 1:
@@ -318,7 +320,7 @@ class Flusher:
             if not outage and self._stop(state):
                 await self._park(world, batch[0], error, batch[0].attempts + attempt)
                 return True
-            if self.ended:
+            if self.ended or (self.exiting and self.queue.durable):
                 await self.queue.nack(world, batch)
                 return False
             self.meter.count("retries")

@@ -90,7 +90,7 @@ class Held:
     async def accept(
         self, world: AnyWorld, kind: OpKind, items: Sequence[Item], deadline: Deadline
     ) -> Outcome:
-        taken: list[Any] = []
+        taken: list[Item] = []
         for item in items:
             place = item.place
             assert place is not None
@@ -107,7 +107,7 @@ class Held:
                 if deadline.passed():
                     return Outcome(error=queue_full(self._most, taken))
                 await self._room(world, deadline.left())
-            taken.append(item.id)
+            taken.append(item)
         return Outcome(Written())
 
     async def _room(self, world: AnyWorld, seconds: float) -> None:
@@ -147,9 +147,10 @@ class Held:
         return Standing(depth=queue.here(), dead=len(queue.dead())), age
 
 
-def queue_full(most: int, taken: Sequence[Any]) -> QueueFull:
+def queue_full(most: int, taken: Sequence[Item]) -> QueueFull:
     return QueueFull(
         f"{most} operations wait for the source already; it may be down or too slow. "
         "Raise max_pending, or catch QueueFull and slow down",
-        accepted=taken,
+        accepted=[item.id for item in taken],
+        keys=[item.key for item in taken],
     )

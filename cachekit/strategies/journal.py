@@ -25,8 +25,14 @@ from ..core.keys import physical
 from ..core.notes import Note, NoteKind
 from ..core.ops import OpKind
 from ..core.outcome import Outcome
-from ..errors import BackendError, CodecError, ConfigurationError, KeyEncodingError
-from ..protocols import Codec, Log, Record, Standing
+from ..errors import (
+    BackendError,
+    CodecError,
+    ConfigurationError,
+    KeyEncodingError,
+    QueueFull,
+)
+from ..protocols import Bounds, Codec, Log, Record, Standing
 from ..runtime import AnyWorld, AsyncioWorld
 from .drain import Drain
 from .held import Item, Waiting, queue_full
@@ -106,7 +112,7 @@ class Journal:
         budget: float,
         block: float,
         lease: float,
-        most: int,
+        most: Bounds,
         away: str,
         start: Callable[[AnyWorld], None],
         closed: Callable[[], Exception | None],
@@ -132,7 +138,7 @@ class Journal:
     ) -> Outcome:
         try:
             records = [self._record(kind, item) for item in items]
-        except (CodecError, KeyEncodingError) as error:
+        except (CodecError, KeyEncodingError, QueueFull) as error:
             return Outcome(error=error)
 
         async def append(world: AnyWorld) -> Outcome:
@@ -151,6 +157,10 @@ class Journal:
         except UnicodeEncodeError:
             raise KeyEncodingError(f"{key!r}: half a surrogate pair: no log takes it") from None
         data = self._payload.encode(key, kind, item.id, item.value)
+        if len(data) + len(key) > self._most.size:
+            raise QueueFull(
+                f"{key!r}: one operation of {len(data)} bytes, and max_bytes is {self._most.size}"
+            )
         return Record(key, kind, data, at=self._parts.runtime.wall())
 
     async def _append(
@@ -176,8 +186,8 @@ class Journal:
             self._start(world)
             if deadline.passed():
                 waits = set(left)
-                taken = [item.id for i, item in enumerate(items) if i not in waits]
-                return Outcome(error=queue_full(self._most, taken))
+                taken = [item for i, item in enumerate(items) if i not in waits]
+                return Outcome(error=queue_full(self._most.operations, taken))
             await self._room(world, min(NAP, deadline.left()))
 
     async def _room(self, world: AnyWorld, seconds: float) -> None:

@@ -73,6 +73,11 @@ class WriteBack(Strategy):
             raise ConfigurationError(f'{self.name}: full="write_through" needs a store= function')
         named = self._key is not None or bool(self._options["name"])
         self._log: Log | None = self._asked.log_for(parts, self.name, named)
+        if self._asked.full == "write_through" and self._log and self._log.tells and not parts.far:
+            raise ConfigurationError(
+                f'{self.name}: full="write_through" needs a shared cache: an embedded one can not '
+                "tell other processes what went past the log"
+            )
         # Nobody would tell this process of what others write: no copies, and no shared loads.
         self._keeps_none = self._log is not None and not self._log.tells and parts.far is None
         self._delivery = Delivery(self.source, self._asked.sink)
@@ -177,22 +182,22 @@ class WriteBack(Strategy):
     ) -> Outcome:
         """Write what found no room to the source, unless an older write of its key waits: that
         one must come first, so this one waits for room."""
-        rest = [item for item in items if item.id not in full.accepted]
+        rest = [item for item in items if item.key not in full.keys]
         outcome = await self._backlog.pending(world, [item.key for item in rest])
         if outcome.error is not None:
             return outcome
-        free = {
-            item.id: item.value
-            for item, waiting in zip(rest, outcome.value, strict=True)
-            if waiting is None
-        }
-        if free and kind is OpKind.PUT:
-            outcome = await self._write_around(world, free, fill=False)
-        elif free:
-            outcome = await self._delete_around(world, list(free))
-        if outcome.error is not None:
-            return outcome
-        held = [item for item in rest if item.id not in free]
+        held: list[Item] = []
+        unknown = [True] * len(rest)  # the log can not be asked: each waits for its room
+        for item, waiting in zip(rest, outcome.value or unknown, strict=True):
+            if waiting is not None:
+                held.append(item)
+                continue
+            if kind is OpKind.PUT:
+                outcome = await self._write_around(world, {item.id: item.value}, fill=False)
+            else:
+                outcome = await self._delete_around(world, [item.id])
+            if outcome.error is not None:
+                return outcome
         if not held:
             return Outcome(Written())
         deadline = world.deadline(self._batching.block)
@@ -308,6 +313,7 @@ class WriteBack(Strategy):
 
     def _last_flush(self) -> None:
         """At the end of the interpreter: worker and loop may be gone, and no thread starts."""
+        self._flusher.exiting = True
         try:
             if self.is_async:  # its loop is gone
                 self._end(0.0)

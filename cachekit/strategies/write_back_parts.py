@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tenacity.stop import stop_base
@@ -16,7 +17,7 @@ from ..core.policy import Batching, Retrying, seconds
 from ..errors import ConfigurationError
 from ..logs import open_log
 from ..protocols import Bounds, Codec, Log, Record, Sink
-from ..runtime import AnyWorld
+from ..runtime import AnyWorld, AsyncioWorld
 from .answers import refused
 from .drain import LEASE, Drain, LastEpoch
 from .journal import Journal, Payload, checked_codec
@@ -38,7 +39,7 @@ class FunctionSink:
 class Options:
     """What was typed, checked."""
 
-    log: str | Log | None
+    log: str | Log | None = field(repr=False)  # its URL may hold a password
     level: str | None
     sink: Any
     batching: Batching
@@ -95,11 +96,13 @@ def options_from(options: dict[str, Any]) -> Options:
     )
     spec = options.pop("log", None)
     if spec is not None and not isinstance(spec, str) and not hasattr(spec, "append"):
-        raise ConfigurationError(f'log: expected a URL, "memory" or a log, got {spec!r}')
+        raise ConfigurationError(
+            f'log: expected a URL, "memory" or a log, got a {type(spec).__name__}'
+        )
     if isinstance(spec, str) and spec != "memory" and "://" not in spec:
         raise ConfigurationError(
-            f'log={spec!r}: no such log; write log="sqlite:///orders.log", log="redis://...", or '
-            'log="memory" (unwritten operations are lost if the process dies)'
+            'log: this is neither "memory" nor a URL; write log="sqlite:///orders.log", '
+            'log="redis://...", or log="memory" (what is not written dies with the process)'
         )
     made = Options(
         log=spec,
@@ -111,7 +114,7 @@ def options_from(options: dict[str, Any]) -> Options:
         wait=options.pop("wait_between", None),
         stop=options.pop("stop", None),
         full=options.pop("full", "block"),
-        works=bool(options.pop("worker", True)),
+        works=_switch(options.pop("worker", True)),
         lease=seconds(options.pop("lease", LEASE), "lease"),
         away=options.pop("log_away", "raise"),
     )
@@ -119,11 +122,24 @@ def options_from(options: dict[str, Any]) -> Options:
         raise ConfigurationError(f'full: expected "block" or "write_through", got {made.full!r}')
     if made.away not in ("raise", "source"):
         raise ConfigurationError(f'log_away: expected "raise" or "source", got {made.away!r}')
+    bounds = made.bounds.size
+    if not isinstance(bounds, int) or isinstance(bounds, bool) or bounds <= 0:
+        raise ConfigurationError(f"max_bytes: expected a number of bytes, got {bounds!r}")
+    if made.wait is not None and not isinstance(made.wait, wait_base):
+        raise ConfigurationError("wait_between: expected a wait object of tenacity")
+    if made.stop is not None and not isinstance(made.stop, stop_base):
+        raise ConfigurationError("stop: expected a stop object of tenacity")
     if made.lease <= 0:
         raise ConfigurationError("lease: must be more than 0")
     if made.log == "memory" and not made.works:
         raise ConfigurationError("worker=False: no other process can write a log in memory")
     return made
+
+
+def _switch(given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise ConfigurationError(f"worker: expected True or False, got {given!r}")
+    return given
 
 
 def _sink(given: Any) -> Sink | None:
@@ -170,7 +186,7 @@ def journal_for(
         budget=parts.far.timeout if parts.far is not None else 0.25,
         block=options.batching.block,
         lease=lease,
-        most=options.bounds.operations,
+        most=options.bounds,
         away=options.away,
         start=start,
         closed=closed,
@@ -192,6 +208,15 @@ class Delivery:
 
     async def apply(self, world: AnyWorld, ops: Sequence[Op]) -> Outcome:
         """The outcome's value says what failed."""
+        try:
+            return await self._apply(world, ops)
+        except asyncio.CancelledError:
+            task = asyncio.current_task() if isinstance(world, AsyncioWorld) else None
+            if task is None or task.cancelling():
+                raise
+            return Outcome(error=ConnectionError("the sink's own work was cancelled"))
+
+    async def _apply(self, world: AnyWorld, ops: Sequence[Op]) -> Outcome:
         if self._sink is not None:
             return await call(world, self._sink.write_many, ops)
         failed: dict[Any, BaseException] = {}

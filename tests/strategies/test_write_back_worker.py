@@ -322,7 +322,7 @@ def test_counts_show_what_waits_and_what_was_parked(embedded: Stage) -> None:
 def test_the_log_must_be_named_and_options_make_sense() -> None:
     with Cache() as cache, pytest.raises(ConfigurationError, match=r"sqlite:///orders\.log"):
         WriteBack(cache, key="row:{id}")
-    with pytest.raises(ConfigurationError, match="nowhere"):
+    with pytest.raises(ConfigurationError, match="neither"):
         WriteBack(key="row:{id}", log="nowhere")
     with pytest.raises(ValueError):
         WriteBack(key="row:{id}", log="memory", batch=0)
