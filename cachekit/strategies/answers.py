@@ -16,6 +16,9 @@ from ..errors import CacheKitError, CodecError, ConfigurationError, KeyEncodingE
 from .intent import outcome_unknown
 
 MOST_TEXT = 2000  # characters of an error that are kept
+MOST_CAUSES = 10  # that are looked along: they may form a circle
+_OF_ROWS = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError)
+_OF_ROWS_BY_NAME = frozenset({"IntegrityError", "DataError", "ProgrammingError"})  # PEP 249
 # Of the machine or the network, and of no row.
 _OUTAGES = frozenset(
     getattr(errno, name)
@@ -29,17 +32,22 @@ _OUTAGES = frozenset(
 
 def is_outage(error: BaseException) -> bool:
     """Whether an error says nothing about the rows: the source is away, or the sink is set up
-    wrongly. The batch is then tried again for as long as it takes."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(is_outage(one) for one in error.exceptions)
+    wrongly. The batch is then tried again for as long as it takes. What an error was raised from
+    counts too, unless it is of a kind that blames a value."""
     seen: BaseException | None = error
-    while seen is not None:
+    for _ in range(MOST_CAUSES):
+        if seen is None:
+            return False
+        if isinstance(seen, BaseExceptionGroup):
+            return all(is_outage(one) for one in seen.exceptions)
         if outcome_unknown(seen) or isinstance(seen, CacheKitError):
             return not isinstance(seen, (CodecError, KeyEncodingError))
         if isinstance(seen, (socket.gaierror, concurrent.futures.CancelledError)):
             return True
         if isinstance(seen, OSError) and seen.errno in _OUTAGES:
             return True
+        if isinstance(seen, _OF_ROWS) or type(seen).__name__ in _OF_ROWS_BY_NAME:
+            return False
         seen = seen.__cause__
     return False
 

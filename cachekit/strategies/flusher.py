@@ -127,6 +127,7 @@ class Flusher:
         """Write what waits here and now, without a worker: for the end of the interpreter, when
         no thread starts any more. Tries nothing twice."""
         self._ending.set()
+        self.queue.recall()  # from a worker that went with its loop
         end = self.runtime.clock() + timeout
         while self.runtime.clock() < end:
             await self.queue.feed(world)

@@ -60,7 +60,8 @@ class LaneLeases:
         self._clock = clock
         self._lease = lease
         self._end: float | None = None  # until when the batch that is out is waited for
-        self._stop: threading.Event | None = None  # the running thread's
+        self._stop = threading.Event()  # the running thread's
+        self._thread: threading.Thread | None = None
 
     @property
     def due(self) -> bool:
@@ -70,26 +71,28 @@ class LaneLeases:
     def out(self, owner: Owner) -> None:
         """A batch goes to the sink."""
         self._end = self._clock() + LEASES * self._lease
-        if self._stop is None:
-            self._stop = threading.Event()
-            try:
-                threading.Thread(
-                    target=_renew,
-                    args=(weakref.ref(owner), self._stop, self._lease / 3),
-                    name="cachekit-lanes",
-                    daemon=True,
-                ).start()
-            except RuntimeError:  # interpreter shutdown: no new thread can start
-                return
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._stop = threading.Event()
+        thread = threading.Thread(
+            target=_renew,
+            args=(weakref.ref(owner), self._stop, self._lease / 3),
+            name="cachekit-lanes",
+            daemon=True,
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # interpreter shutdown: no new thread can start
+            return
+        self._thread = thread
 
     def back(self) -> None:
         """The sink has answered."""
         self._end = None
 
     def stop(self) -> None:
-        stop, self._stop = self._stop, None
-        if stop is not None:
-            stop.set()
+        self._stop.set()
+        self._thread = None
 
 
 def _renew(held: weakref.ref[Owner], stop: threading.Event, pause: float) -> None:

@@ -78,6 +78,10 @@ class WriteBack(Strategy):
                 f'{self.name}: full="write_through" needs a shared cache: an embedded one can not '
                 "tell other processes what went past the log"
             )
+        for other in parts.closers if self._log else ():
+            same = (other.name, other._asked.log) == (self.name, self._asked.log)
+            if same and other._options["key"] != self._options["key"]:
+                raise ConfigurationError(f"{self.name}: two strategies, one name, one queue")
         # Nobody would tell this process of what others write: no copies, and no shared loads.
         self._keeps_none = self._log is not None and not self._log.tells and parts.far is None
         self._delivery = Delivery(self.source, self._asked.sink)
