@@ -70,6 +70,7 @@ class Flusher:
         self._stop = stop or stop_after_attempt(retrying.attempts)
         self._lock = threading.Lock()
         self._worker: object | None = None
+        self.token: object = None  # of the one worker that may work
         self._ending = threading.Event()
         self._next_batch = 0.0
         self._trouble = ""  # why the source takes nothing now
@@ -87,19 +88,20 @@ class Flusher:
         with self._lock:
             if self._alive():
                 return
-            held = weakref.ref(self)
+            held, token = weakref.ref(self), object()
+            self.token = token
             if self._worker is not None:
                 self.queue.recall()  # its loop was closed under it: what it had out comes back
             if self._is_async and isinstance(world, AsyncioWorld):
                 self._worker = world
-                if not world.spawn(lambda: serve(held, world), f"flush {self.name}"):
+                if not world.spawn(lambda: serve(held, world, token), f"flush {self.name}"):
                     self._worker = None  # too many tasks; the next put or flush tries again
                 return
             if self._is_async:
                 return  # no loop to run it in
             threads = self.runtime.threads
             thread = threading.Thread(
-                target=lambda: drive(serve(held, threads)),
+                target=lambda: drive(serve(held, threads, token)),
                 name=f"cachekit-flush-{self.name}",
                 daemon=True,
             )
@@ -377,13 +379,12 @@ class Flusher:
             type(error).__name__,
         )
 
-    async def stopped(self, world: AnyWorld, worker: object | None, *, failed: bool) -> None:
-        """A worker ended: where it failed, another takes its place."""
+    async def stopped(self, world: AnyWorld, *, failed: bool) -> None:
+        """The worker ended: where it failed, another takes its place."""
         if failed:
             self.meter.event("worker_errors", strategy=self.name)
             await self._pause(world, 0.1)
-        if self._worker is worker:
-            self._worker = None  # the next put or flush starts another
+        self._worker = None  # the next put or flush starts another
         if failed and not self.ended:
             self.start(world)
 

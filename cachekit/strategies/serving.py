@@ -16,15 +16,20 @@ if TYPE_CHECKING:
 END = -1.0  # what a turn gives when the worker's work is over
 
 
-async def serve(held: weakref.ref[Flusher], world: AnyWorld) -> None:
-    """The worker. While nothing waits in this process it does not keep its strategy alive."""
+async def serve(held: weakref.ref[Flusher], world: AnyWorld, token: object) -> None:
+    """The worker. While nothing waits in this process it does not keep its strategy alive.
+
+    ``token`` is the flusher's as long as this worker is its only one: a thread can come up late,
+    when an exception out of a signal handler interrupted its start and another took its place."""
     flusher = held()
     if flusher is None:
         return
-    queue, batching, mine = flusher.queue, flusher.batching, flusher._worker
+    queue, batching = flusher.queue, flusher.batching
     failed = False
     try:
         while flusher is not None:
+            if flusher.token is not token:
+                return
             pause = await flusher.turn(world)
             if pause == END:
                 break
@@ -40,5 +45,5 @@ async def serve(held: weakref.ref[Flusher], world: AnyWorld) -> None:
             raise
     finally:
         flusher = flusher or held()
-        if flusher is not None:
-            await flusher.stopped(world, mine, failed=failed)
+        if flusher is not None and flusher.token is token:
+            await flusher.stopped(world, failed=failed)

@@ -220,19 +220,14 @@ class Delivery:
         if self._sink is not None:
             return await call(world, self._sink.write_many, ops)
         failed: dict[Any, BaseException] = {}
+        source = self._source
         for part in distinct(ops):
             puts = {op.id: op.value for op in part if op.kind is OpKind.PUT}
             deletes = [op.id for op in part if op.kind is OpKind.DELETE]
-            if puts:
-                outcome = await self._source.stored_many(world, puts)
-                if outcome.error is not None:
-                    return outcome
-                answer = refused(part, outcome.value)
-                if isinstance(answer, BaseException):
-                    return Outcome(error=answer)
-                failed.update(answer)
-            if deletes:
-                outcome = await self._source.deleted_many(world, deletes)
+            for given, write in ((puts, source.stored_many), (deletes, source.deleted_many)):
+                if not given:
+                    continue
+                outcome = await write(world, given)  # type: ignore[arg-type]  # each its own
                 if outcome.error is not None:
                     return outcome
                 answer = refused(part, outcome.value)
