@@ -165,4 +165,5 @@ def build(settings: Settings, runtime: Runtime | None = None) -> Parts:
         coarse=coarse,
         count=settings.stats,
         namespace=settings.namespace,
+        timeout=settings.timeout,
     )

@@ -170,10 +170,10 @@ class Journal:
         records: Sequence[Record],
         deadline: Deadline,
     ) -> Outcome:
-        if (error := self._closed()) is not None:
-            return Outcome(error=error)
         left = list(range(len(records)))
         while True:
+            if (error := self._closed()) is not None:
+                return Outcome(error=error)
             try:
                 asked = [records[i] for i in left]
                 versions = await self.log.append(world, asked, world.deadline(self._append_budget))

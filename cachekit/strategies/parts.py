@@ -41,6 +41,7 @@ class Parts:
     coarse: bool
     count: str
     namespace: str = ""
+    timeout: float = 0.25  # seconds that one look at what is shared may take
     tables: dict[str, Table] = field(default_factory=dict)
     switches: list[Callable[[bool], None]] = field(default_factory=list)
     closers: list[Any] = field(default_factory=list)  # write-back strategies, to drain

@@ -183,7 +183,7 @@ def journal_for(
         log,
         queue,
         payload,
-        budget=parts.far.timeout if parts.far is not None else 0.25,
+        budget=parts.timeout,
         block=options.batching.block,
         lease=lease,
         most=options.bounds,
