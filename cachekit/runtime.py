@@ -130,6 +130,7 @@ class AsyncioWorld:
         self.flights = FlightTable()
         self.opened: dict[Any, Any] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._staying: set[asyncio.Task[None]] = set()
 
     def deadline(self, seconds: float) -> Deadline:
         return Deadline(seconds, self.runtime.clock)
@@ -200,18 +201,22 @@ class AsyncioWorld:
             return False
         return True
 
-    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> bool:
-        if len(self._tasks) >= BACKGROUND_LIMIT:
+    def spawn(
+        self, work: Callable[[], Coroutine[Any, Any, None]], name: str, *, bounded: bool = True
+    ) -> bool:
+        """Run as a task. Not ``bounded``: one that stays, and is not counted with the others."""
+        if bounded and len(self._tasks) >= BACKGROUND_LIMIT:
             return False
+        kept = self._tasks if bounded else self._staying
         task = asyncio.get_running_loop().create_task(work(), name=f"cachekit:{name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        kept.add(task)
+        task.add_done_callback(kept.discard)
         return True
 
     async def settle(self, timeout: float) -> None:
         """Wait for the background tasks this loop still owes; cancel those that take longer."""
         current = asyncio.current_task()
-        tasks = [t for t in self._tasks if t is not current]
+        tasks = [t for t in self._tasks | self._staying if t is not current]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=timeout)
             for task in late:

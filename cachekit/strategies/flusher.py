@@ -94,8 +94,7 @@ class Flusher:
                 self.queue.recall()  # its loop was closed under it: what it had out comes back
             if self._is_async and isinstance(world, AsyncioWorld):
                 self._worker = world
-                if not world.spawn(lambda: serve(held, world, token), f"flush {self.name}"):
-                    self._worker = None  # too many tasks; the next put or flush tries again
+                world.spawn(lambda: serve(held, world, token), f"flush {self.name}", bounded=False)
                 return
             if self._is_async:
                 return  # no loop to run it in
