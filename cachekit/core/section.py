@@ -2,12 +2,19 @@
 
 Finalisers, ``__eq__`` of a user's key and signal handlers can run while a lock is held and call
 the cache. They must not find a half-changed structure, nor wait for a lock of their own thread.
+
+An exception out of a signal handler can also come between taking the lock and the ``with`` body,
+and then nothing lets the lock go. So who finds it held by its own thread looks whether the one who
+took it is still at work, further up the stack; if not, it is let go first.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 
@@ -17,22 +24,43 @@ class Section:
     values alive until the lock is let go: what their finalisers do, they do outside. Deferred
     calls run just after."""
 
-    __slots__ = ("_busy", "_deferred", "_lock", "_nested", "garbage")
+    __slots__ = ("_busy", "_deferred", "_frame", "_lock", "_nested", "garbage")
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._busy = False
+        self._frame = 0  # whose ``with`` it is
         self._nested = 0
         self._deferred: list[Callable[[], None]] = []
         self.garbage: list[Any] = []
 
     def __enter__(self) -> bool:
-        self._lock.acquire()
+        lock = self._lock
+        if lock._is_owned() and not self._at_work():  # type: ignore[attr-defined]  # of both kinds
+            self._let_go()
+        lock.acquire()
         if self._busy:
             self._nested += 1
             return False
+        self._frame = id(sys._getframe(1))
         self._busy = True
         return True
+
+    def _at_work(self) -> bool:
+        """Whether the one who is inside is on this thread's stack."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            if self._busy and id(frame) == self._frame:
+                return True
+            frame = frame.f_back
+        return False
+
+    def _let_go(self) -> None:
+        """What an interrupted entry, or exit, has left behind."""
+        self._busy, self._nested = False, 0
+        with suppress(RuntimeError):  # when it is not held any more
+            while True:
+                self._lock.release()
 
     def __exit__(self, *_: object) -> None:
         if self._nested:

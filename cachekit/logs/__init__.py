@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from ..errors import ConfigurationError
 from ..protocols import Bounds, Log
@@ -23,8 +23,9 @@ def open_log(
     if separator and scheme == "sqlite":
         from .sqlite import SQLiteLog
 
-        path = unquote(urlsplit(url).path)[1:]
-        if not path:
+        where = url.partition("://")[2].partition("?")[0]
+        path = unquote(where[1:])
+        if not where.startswith("/") or not path or path.endswith("/"):
             raise ConfigurationError("this log's URL names no file: write sqlite:///orders.log")
         return SQLiteLog(path, queue, namespace=namespace, level=level, bounds=bounds)
     if separator and scheme in _REDIS:

@@ -120,6 +120,10 @@ def _found(db: sqlite3.Connection, path: str, durable: bool) -> None:
 
 
 def translated(error: Exception, path: str, operation: str) -> BackendError:
+    """What an error means to the caller. One that is not SQLite's, the system's or the arguments'
+    came out of a signal handler: it is raised as it is."""
+    if not isinstance(error, (sqlite3.Error, OSError, ValueError, TypeError, OverflowError)):
+        raise error
     kind: type[BackendError] = BackendRefused
     if isinstance(error, TimeoutError):
         kind, what = BackendTimeout, f"gave no turn within the deadline: {error}"
