@@ -29,7 +29,7 @@ class Section:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._busy = False
-        self._frame = 0  # whose ``with`` it is
+        self._frame: FrameType | None = None  # whose ``with`` it is
         self._nested = 0
         self._deferred: list[Callable[[], None]] = []
         self.garbage: list[Any] = []
@@ -42,7 +42,7 @@ class Section:
         if self._busy:
             self._nested += 1
             return False
-        self._frame = id(sys._getframe(1))
+        self._frame = sys._getframe(1)
         self._busy = True
         return True
 
@@ -50,14 +50,14 @@ class Section:
         """Whether the one who is inside is on this thread's stack."""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
-            if self._busy and id(frame) == self._frame:
+            if self._busy and frame is self._frame:
                 return True
             frame = frame.f_back
         return False
 
     def _let_go(self) -> None:
         """What an interrupted entry, or exit, has left behind."""
-        self._busy, self._nested = False, 0
+        self._busy, self._frame, self._nested = False, None, 0
         with suppress(RuntimeError):  # when it is not held any more
             while True:
                 self._lock.release()
@@ -68,15 +68,13 @@ class Section:
             self._lock.release()
             return
         garbage, self.garbage = self.garbage, []
-        self._busy = False
+        self._busy, self._frame = False, None
         self._lock.release()
         del garbage
         while self._deferred:
-            try:
-                work = self._deferred.pop(0)
-            except IndexError:  # another thread took the last one
-                return
-            work()
+            todo, self._deferred = self._deferred, []
+            for work in todo:
+                work()
 
     def defer(self, work: Callable[[], None]) -> None:
         """Have ``work`` done once the section is left."""

@@ -123,7 +123,7 @@ class Journal:
         self._parts = parts
         self._payload = payload
         self._budget = budget
-        self._append_budget = max(4 * budget, min(block, MOST_APPEND))
+        self._append_budget = min(MOST_APPEND, max(4 * budget, block))
         self._lease = lease
         self._most = most
         self._away = away

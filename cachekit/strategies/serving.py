@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..observe import log
@@ -41,6 +42,9 @@ async def serve(held: weakref.ref[Flusher], world: AnyWorld, token: object) -> N
         failed = not isinstance(error, (asyncio.CancelledError, GeneratorExit))
         if failed:
             log.exception("a write-back worker failed; it starts again")
+        if isinstance(error, asyncio.CancelledError):
+            with suppress(Exception):  # its loop is ending: others need not wait for the lease
+                await queue.release(world)
         if isinstance(world, AsyncioWorld) and not isinstance(error, Exception):
             raise
     finally:

@@ -345,7 +345,7 @@ def test_a_server_that_froze_may_have_kept_the_put_or_not_but_reads_and_source_a
 ) -> None:
     """The outcome of these is unknown: their callers were told of an error, not of a refusal."""
     patience = 1.0
-    monkeypatch.setattr("cachekit.strategies.journal.APPEND", patience)
+    monkeypatch.setattr("cachekit.strategies.journal.MOST_APPEND", patience)
     rows = SharedRows(tmp_path / "rows.db")
     rows.store_many({"plain": "old", "aio": "old"})
     setup: dict[str, Any] = {

