@@ -23,6 +23,7 @@ from .text import safe, say
 
 PATIENCE = 5.0  # seconds for one question to a log
 LOOK = 0.05  # seconds between looks at what is left
+LAST_LOOK = 0.02  # seconds between looks at the batches under way, at the end
 LAST_TASKS = 1.0  # seconds for what the loop still has to do when its workers have ended
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -145,12 +146,14 @@ class Worker:
         if not asynchronous:
             return [one for one in plain if _owns(one)]
         world = self._parts.runtime.asyncio()
-        await world.settle(self._grace)
-        late = [one for one in self.strategies if _owns(one)]
+        end = time.monotonic() + self._grace
+        while any(map(_owns, asynchronous)) and time.monotonic() < end:
+            await asyncio.sleep(LAST_LOOK)
+        late = [one for one in self.strategies if _owns(one)]  # a cancelled one gives its log back
+        await world.settle(LAST_TASKS)
         for one in asynchronous:
             with suppress(BackendError):
                 await one.aio.close(0.0)
-        await world.settle(LAST_TASKS)
         if self._parts.far is not None:
             await self._parts.far.close(world)
         return late

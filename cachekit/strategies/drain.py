@@ -349,7 +349,7 @@ class Drain(Queue):
         for lane in self._lanes:
             epoch = lane.epoch
             if epoch is not None:
-                self._lose(lane, self._lease)
+                self._lose(lane)
                 try:
                     await self.log.release(
                         world, lane.part, self._owner, epoch, world.deadline(1.0)
