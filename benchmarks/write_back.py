@@ -10,8 +10,10 @@ are minima over the rounds, and the median of the ratios. The exit code says not
   commit into a SQLite file (WAL, synchronous NORMAL) of a row of the same size.
 - Drain: N operations wait in a SQLite log; the time until ``flush`` says they are applied,
   beside ``executemany`` of 500 rows at a time, a transaction each, with the statement that the
-  sink uses, and beside the sink itself called with the same batches. SQLite with WAL and
-  synchronous NORMAL and FULL, and PostgreSQL where it is installed.
+  sink uses, beside the sink itself called with the same batches, and beside a bare loop that does
+  no more than a durable queue must: read 500 rows of JSON from a SQLite file, decode them, write
+  them with that ``executemany``, delete them there. SQLite with WAL and synchronous NORMAL and
+  FULL, and PostgreSQL where it is installed.
 """
 
 from __future__ import annotations
@@ -191,6 +193,39 @@ def bare(source: Source, first: int, count: int, size: int) -> float:
     return took
 
 
+def bare_queue(source: Source, folder: Path, first: int, count: int) -> float:
+    """Seconds for ``count`` rows from a SQLite file into the source, by the shortest code that
+    loses none of them: no keys, no fence, no owner, no caches to tell."""
+    log = sqlite3.connect(folder / "bare.log", isolation_level=None)
+    log.execute("PRAGMA journal_mode=WAL")
+    log.execute("PRAGMA synchronous=NORMAL")
+    log.execute("CREATE TABLE IF NOT EXISTS ops (id INTEGER PRIMARY KEY, data BLOB)")
+    log.execute("BEGIN")
+    log.executemany(
+        "INSERT INTO ops (data) VALUES (?)",
+        [(json.dumps(row(i)).encode(),) for i in range(first, first + count)],
+    )
+    log.execute("COMMIT")
+    connection = source.connect()
+    cursor = connection.cursor()
+    sql = statement(source.mark)
+    began = time.perf_counter()
+    at = 0
+    while rows := log.execute(
+        "SELECT id, data FROM ops WHERE id > ? ORDER BY id LIMIT ?", (at, SIZE)
+    ).fetchall():
+        values = [json.loads(data) for _, data in rows]
+        cursor.execute("BEGIN")
+        cursor.executemany(sql, [(value["id"], value["payload"]) for value in values])
+        cursor.execute("COMMIT")
+        at = rows[-1][0]
+        log.execute("DELETE FROM ops WHERE id <= ?", (at,))
+    took = time.perf_counter() - began
+    connection.close()
+    log.close()
+    return took
+
+
 def through_the_sink(source: Source, sink: Any, first: int, count: int, epoch: list[int]) -> float:
     batches = []
     for at in range(first, first + count, SIZE):
@@ -240,7 +275,10 @@ def drains(folder: Path, source: Source, rounds: int, count: int) -> Iterator[Li
     def ours() -> float:
         return drained(source, folder, sink, next(at), count) / count
 
-    for what, run in (("the sink alone", sinking), ("drain", ours)):
+    def bare_loop() -> float:
+        return bare_queue(source, folder, next(at), count) / count
+
+    for what, run in (("the sink alone", sinking), ("a bare loop", bare_loop), ("drain", ours)):
         a, b, ratio = interleaved(rounds, reference, run)
         figure = source.figure if what == "drain" else ""
         yield Line(

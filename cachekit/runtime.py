@@ -16,7 +16,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -259,6 +259,7 @@ class Runtime:
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncioWorld] = (
             weakref.WeakKeyDictionary()
         )
+        self._met_a_loop = False
         self._pool: ThreadPoolExecutor | None = None
         self._running = 0
         self._lock = threading.Lock()
@@ -279,6 +280,7 @@ class Runtime:
         if world is None:
             with self._lock:
                 self._let_go()
+                self._met_a_loop = True
                 world = self._loops.setdefault(loop, AsyncioWorld(self, loop))
         return world
 
@@ -286,6 +288,12 @@ class Runtime:
         with self._lock:
             self._let_go()
             return [self.threads, *self._loops.values()]
+
+    def in_flight(self, ident: Hashable) -> bool:
+        """Whether a load of a key may be on its way, in any world. Takes no lock."""
+        if ident in self.threads.flights:
+            return True
+        return self._met_a_loop and any(ident in world.flights for world in self.worlds())
 
     def _let_go(self) -> None:
         # What was opened in a loop refers to it: one that ended must be let go by hand.

@@ -40,7 +40,7 @@ def _no_constant(_: str) -> Any:
     raise ValueError("NaN and Infinity are not JSON")
 
 
-_loads = json.JSONDecoder(parse_constant=_no_constant).raw_decode
+_loads = json.JSONDecoder(parse_constant=_no_constant).scan_once  # type: ignore[attr-defined]
 
 
 class ExactJson:

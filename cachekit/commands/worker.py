@@ -147,7 +147,7 @@ class Worker:
             return [one for one in plain if _owns(one)]
         world = self._parts.runtime.asyncio()
         end = time.monotonic() + self._grace
-        while any(map(_owns, asynchronous)) and time.monotonic() < end:
+        while any(map(_owns, asynchronous)) and time.monotonic() < end:  # noqa: ASYNC110
             await asyncio.sleep(LAST_LOOK)
         late = [one for one in self.strategies if _owns(one)]  # a cancelled one gives its log back
         await world.settle(LAST_TASKS)

@@ -7,8 +7,9 @@ newer one, or parked.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from .ops import Dead, Op, OpKind
@@ -18,26 +19,25 @@ class Buffer:
     """Operations by key, of one ``lane`` of a log. ``depth`` counts keys with unwritten
     operations, out ones included."""
 
-    __slots__ = ("_out", "_version", "_waiting", "dead", "lane", "superseded")
+    __slots__ = ("_both", "_out", "_version", "_waiting", "dead", "lane", "superseded")
 
     def __init__(self, lane: str = "") -> None:
         self.lane = lane
         self._waiting: dict[Hashable, Op] = {}  # in order of each key's oldest unwritten operation
         self._out: dict[Hashable, Op] = {}
+        self._both = 0  # keys that are in both
         self._version = 0
         self.dead: list[Dead] = []
         self.superseded = 0
 
     @property
     def depth(self) -> int:
-        return len(self._waiting) + sum(1 for key in self._out if key not in self._waiting)
+        return len(self._waiting) + len(self._out) - self._both
 
     @property
     def ready(self) -> int:
         """How many keys could be taken now."""
-        if not self._out:
-            return len(self._waiting)
-        return len(self._waiting) - sum(1 for key in self._out if key in self._waiting)
+        return len(self._waiting) - self._both
 
     @property
     def last_version(self) -> int:
@@ -59,23 +59,33 @@ class Buffer:
         """Accept the newest operation of a key; it replaces one that is still waiting.
 
         ``version``: given by a log, and greater than any before; else it is counted here."""
-        self._version = self._version + 1 if version is None else version
+        if version is None:
+            version = self._version + 1
+        self._version = since = version
         old = self._waiting.get(key)
         if old is not None:
             self.superseded += 1
-        # Age counts from the oldest operation this one stands for.
-        op = Op(
-            key,
-            kind,
-            value,
-            id,
-            self._version,
-            lane=self.lane,
-            since=old.since if old is not None else self._version,
-            at=old.at if old is not None else at,
-        )
-        self._waiting[key] = op
+            # Age counts from the oldest operation this one stands for.
+            since, at = old.since, old.at
+        elif key in self._out:
+            self._both += 1
+        op = self._waiting[key] = Op(key, kind, value, id, version, 0, self.lane, 0, since, at)
         return op
+
+    def take_in(self, rows: Sequence[tuple[OpKind, Hashable, Any, float, Any, int]]) -> None:
+        """As :meth:`offer` of each (kind, key, value, at, id, version)."""
+        waiting, out, lane = self._waiting, self._out, self.lane
+        for kind, key, value, at, id, version in rows:
+            since = version
+            old = waiting.get(key)
+            if old is not None:
+                self.superseded += 1
+                since, at = old.since, old.at
+            elif key in out:
+                self._both += 1
+            waiting[key] = Op(key, kind, value, id, version, 0, lane, 0, since, at)
+        if rows:
+            self._version = rows[-1][5]
 
     def pending(self, key: Hashable) -> Op | None:
         """The newest unwritten operation: waiting before out."""
@@ -95,8 +105,13 @@ class Buffer:
         return batch
 
     def ack(self, ops: Iterable[Op]) -> None:
+        out, waiting = self._out, self._waiting
         for op in ops:
-            self._leave(op)
+            key = op.key
+            if out.get(key) is op:
+                del out[key]
+                if key in waiting:
+                    self._both -= 1
 
     def nack(self, ops: Iterable[Op]) -> None:
         """Back to the head of the queue, unless a newer operation waits already."""
@@ -104,7 +119,7 @@ class Buffer:
         for op in ops:
             if self._out.get(op.key) is not op:
                 continue  # settled meanwhile
-            self._leave(op)
+            self.ack((op,))
             newer = self._waiting.get(op.key)
             if newer is not None:
                 self.superseded += 1
@@ -123,7 +138,7 @@ class Buffer:
 
     def park(self, op: Op, error: str) -> None:
         """A dead letter: the operation leaves the queue with its error, and stays listed."""
-        self._leave(op)
+        self.ack((op,))
         self.dead.append(Dead(op, error))
 
     def oldest(self) -> float | None:
@@ -137,9 +152,10 @@ class Buffer:
     def undone_up_to(self, version: int) -> int:
         """How many keys have an unwritten operation accepted at or before a version, even if a
         newer one took its place."""
-        ops = (*self._waiting.values(), *self._out.values())
+        ops = chain(self._waiting.values(), self._out.values())
         return len({op.key for op in ops if op.since <= version})
 
-    def _leave(self, op: Op) -> None:
-        if self._out.get(op.key) is op:
-            del self._out[op.key]
+    def has_undone(self, version: int) -> bool:
+        """Whether there is any; mostly found at the first look."""
+        ops = chain(self._out.values(), self._waiting.values())
+        return any(op.since <= version for op in ops)

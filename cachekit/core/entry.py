@@ -94,3 +94,12 @@ def judge(entry: Entry, now: float) -> Verdict:
     if extra is not None and now < extra.expires and entry.deadline != -INF:
         return Verdict.STALE
     return Verdict.MISS
+
+
+def is_alive(entry: Entry) -> bool:
+    return entry.deadline != -INF
+
+
+def fold(entry: Entry, hits: float) -> None:
+    """Count hits for an entry's function that the entry itself no longer carries."""
+    entry.shelf.table.tally.hits += hits

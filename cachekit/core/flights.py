@@ -94,6 +94,9 @@ class FlightTable:
     def __len__(self) -> int:
         return len(self._flights)
 
+    def __contains__(self, ident: Hashable) -> bool:
+        return ident in self._flights
+
     def board(
         self, ident: Hashable, *, watch: bool = False, behind: bool = False
     ) -> tuple[Flight, bool]:

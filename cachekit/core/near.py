@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Collection, Hashable, Iterable, MutableMapping
 from typing import Any
 
-from .entry import INF, Entry, Extra, LooseEntry, Verdict, judge
+from .entry import INF, Entry, Extra, LooseEntry, Verdict, fold, is_alive, judge
 from .flights import Flight
 from .keys import physical
 from .place import Place, Shelf, Table
@@ -55,7 +55,7 @@ class Near:
         self.writers = Writers(clock)
         self.tag_clock = TagClock(clock)
         self._named: dict[Hashable, Entry] = {}
-        self._queue = S3Fifo(max_entries, _is_alive, _fold)
+        self._queue = S3Fifo(max_entries, is_alive, fold)
         self._tables: weakref.WeakSet[Table] = weakref.WeakSet()
         self.buried: list[Shelf] = []  # shelves of dead instances; emptied at the next fill
 
@@ -82,6 +82,10 @@ class Near:
         """The place of an indexed text key."""
         entry = self._named.get(physical(text))
         return None if entry is None else Place.of(entry, text)
+
+    def may_hold(self, ident: Hashable) -> bool:
+        """Whether an entry of an indexed table may lie under a physical key."""
+        return self.mapping is not None or ident in self._named
 
     def enlist(self, table: Table) -> None:
         with self._section:
@@ -235,6 +239,7 @@ class Near:
         while self.live + entries > self.max_entries or (
             self.max_weight is not None and self.weight + weight > self.max_weight
         ):
+            self._queue.fit(self.live)  # fewer than the room where the weight is what is bounded
             entry = self._queue.evict()
             if entry is None:
                 return
@@ -390,11 +395,3 @@ class Near:
         for home in (shelf.hot, shelf.side):
             for entry in list(home.values()):
                 self._remove(entry)
-
-
-def _is_alive(entry: Entry) -> bool:
-    return entry.deadline != -INF
-
-
-def _fold(entry: Entry, hits: float) -> None:
-    entry.shelf.table.tally.hits += hits

@@ -103,6 +103,14 @@ class S3Fifo:
             return entry
         return None
 
+    def fit(self, live: int) -> None:
+        """Take what is live for the room, where another bound than that of entries is met: the
+        shares of the queues follow it, in steps of a half."""
+        room = max(1, live)
+        if 3 * room < 2 * self.room or 2 * room > 3 * self.room:
+            self.room, self.small_room = room, max(1, int(room * SMALL_SHARE))
+            self.ghost = None
+
     def tidy(self, live: int, *, heavy: bool) -> None:
         """Sweep once dead entries, which hold their values, outnumber the live ones by 64; where
         values are weighed once they are a quarter as many."""

@@ -23,14 +23,19 @@ class MemoryLog(Queue):
         (self._buffer,) = self._buffers.values()
         self._max = max_pending
 
-    def append_now(self, kind: OpKind, key: Any, value: Any, id: Any = None) -> Op | None:
-        """Accept an operation, or None at the bound."""
+    def append_now(
+        self, kind: OpKind, key: Any, value: Any, id: Any = None, keeper: object = None
+    ) -> Op | None:
+        """Accept an operation, or None at the bound. ``keeper`` is kept as long as any waits."""
+        buffer = self._buffer
         with self._lock:
             # An operation on a key that waits already takes no new room.
-            if self._buffer.depth >= self._max and not self._buffer.knows(key):
+            if buffer.depth >= self._max and not buffer.knows(key):
                 return None
-            op = self._buffer.offer(kind, key, value, self._clock(), id)
-            self._tell_of_one(self._buffer)
+            op = buffer.offer(kind, key, value, self._clock(), id)
+            self.keeper = keeper
+            if self._idle or self._listeners:
+                self._tell_of_one(buffer)
             return op
 
     def wait_for_room(self, seconds: float) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ..core.buffer import Buffer
 from ..core.ops import Dead, Op
@@ -17,8 +16,9 @@ Marks = tuple[int, ...]  # per partition, the newest version that counts
 class Queue:
     """Buffers of one or several lanes, with the waiting around them. Any thread may use it.
 
-    The verbs that settle are coroutine functions: a durable log is asked there. ``durable`` says
-    that what is left at the end is not lost."""
+    A batch is of one lane, and so is what a verb is given. The verbs that settle are coroutine
+    functions: a durable log is asked there. ``durable`` says that what is left at the end is not
+    lost."""
 
     durable = False
 
@@ -68,8 +68,7 @@ class Queue:
     async def nack(self, world: AnyWorld, ops: Sequence[Op]) -> None:
         """They wait again."""
         with self._lock:
-            for lane, part in _by_lane(ops).items():
-                self._buffers[lane].nack(part)
+            self._buffers[ops[0].lane].nack(ops)
             self._tell()
 
     async def park(self, world: AnyWorld, op: Op, error: str, attempts: int) -> None:
@@ -123,6 +122,10 @@ class Queue:
         pairs = zip(self._buffers.values(), marks, strict=False)
         return sum(b.undone_up_to(mark) for b, mark in pairs)
 
+    def _has_undone(self, marks: Marks) -> bool:
+        pairs = zip(self._buffers.values(), marks, strict=False)
+        return any(buffer.has_undone(mark) for buffer, mark in pairs)
+
     # -- waiting --------------------------------------------------------------------------
 
     def hurry(self, marks: Marks) -> None:
@@ -158,12 +161,17 @@ class Queue:
     def _hurries(self) -> bool:
         if not self._hurry or not self._buffers:
             return False
-        if self._undone_here(self._hurry):
+        if self._has_undone(self._hurry):
             return True
         pairs = zip(self._buffers.values(), self._hurry, strict=False)
         if all(buffer.last_version >= mark for buffer, mark in pairs):
             self._hurry = ()  # all of it has been here, and is done
         return False
+
+    @property
+    def attended(self) -> bool:
+        """Whether a worker's thread waits here now."""
+        return self._idle > 0
 
     def wait_for_work(self, size: int, delay: float, most: float | None) -> None:
         """Block this thread until a batch is due, somebody wakes it, or ``most`` seconds."""
@@ -173,12 +181,23 @@ class Queue:
                 return
             times = [seconds for seconds in (left, most) if seconds is not None]
             self._idle = size
-            self._changed.wait(min(times) if times else None)
-            self._idle = 0
+            try:
+                self._changed.wait(min(times) if times else None)
+            finally:
+                self._idle = 0
 
     def wait_for_change(self, seconds: float) -> None:
         with self._lock:
             self._changed.wait(seconds)
+
+    def wait_until_done(self, marks: Marks, seconds: float) -> None:
+        """Block until nothing up to ``marks`` waits here; where nothing does, until a change. At
+        most ``seconds``."""
+        with self._lock:
+            if self._has_undone(marks):
+                self._changed.wait_for(lambda: not self._has_undone(marks), seconds)
+            else:
+                self._changed.wait(seconds)
 
     def listen(self, heard: Callable[[], None]) -> None:
         """Call ``heard`` (quick, from any thread) after every change, until :meth:`unlisten`."""
@@ -208,8 +227,7 @@ class Queue:
 
     def _drop(self, ops: Sequence[Op]) -> None:
         with self._lock:
-            for lane, part in _by_lane(ops).items():
-                self._buffers[lane].ack(part)
+            self._buffers[ops[0].lane].ack(ops)
             self._let_go()
             self._tell()
 
@@ -222,10 +240,3 @@ def redelivered(op: Op, epoch: int) -> Op:
     """An operation for one delivery: a later one must not change what an earlier one may still
     be looking at."""
     return replace(op, epoch=epoch)
-
-
-def _by_lane(ops: Sequence[Op]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
-    for op in ops:
-        found.setdefault(op.lane, []).append(op)
-    return found

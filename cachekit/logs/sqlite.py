@@ -77,6 +77,11 @@ class SQLiteLog:
         )
         return answer
 
+    def append_now(self, record: Record) -> int | None:
+        """One append from a plain call, if it is as usual and nobody else is at it: its version.
+        None: nothing was done. Waits for nothing but the disk."""
+        return self._file.append_now(self._queue, record, self._bounds)
+
     async def look(self, world: World, keys: Sequence[str], since: int, deadline: Deadline) -> Look:
         """In place, in an event loop too: a reader of a WAL file waits for nobody."""
         try:

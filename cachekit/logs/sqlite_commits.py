@@ -179,12 +179,9 @@ class LogFile:
         self, queue: str, records: Sequence[Record], bounds: Bounds, deadline: Deadline
     ) -> list[int | None]:
         """Group commit: who waits for the turn meanwhile is written in the leader's transaction."""
-        if len(records) == 1 and self._turns.enter_now():
-            try:
-                version = self._write_one(queue, records[0], bounds, deadline)
-            finally:
-                self._turns.leave()
-            if version:
+        if len(records) == 1 and not deadline.passed():
+            version = self.append_now(queue, records[0], bounds)
+            if version is not None:
                 return [version]
         call = Append(queue, records, bounds)
         try:
@@ -200,6 +197,15 @@ class LogFile:
         except Exception as error:
             raise translated(error, self.path, "append") from error
         return call.versions
+
+    def append_now(self, queue: str, record: Record, bounds: Bounds) -> int | None:
+        """One append, if nobody else is at it and all is as usual; else nothing is done."""
+        if not self._turns.enter_now():
+            return None
+        try:
+            return self._write_one(queue, record, bounds) or None
+        finally:
+            self._turns.leave()
 
     def _lead(self, call: Append, deadline: Deadline) -> None:
         riders = self._turns.riders(RIDERS)
@@ -256,12 +262,12 @@ class LogFile:
                 )
         writer.totals.update(after)
 
-    def _write_one(self, queue: str, record: Record, bounds: Bounds, deadline: Deadline) -> int:
+    def _write_one(self, queue: str, record: Record, bounds: Bounds) -> int:
         """The usual put, in one statement: its version. 0 where it is not as usual."""
         try:
             with gate:
                 writer = self._writer
-                if writer is None or gate.cut or deadline.passed() or not self._is_there(writer):
+                if writer is None or gate.cut or not self._is_there(writer):
                     return 0
                 at = writer.totals.get(queue)
                 if at is None:
@@ -348,8 +354,7 @@ class LogFile:
         finally:
             self._turns.leave()
 
-    def close_idle(self) -> None:
-        """Before a fork: nothing is in use, and nobody comes in."""
+    def close_idle(self) -> None:  # before a fork: nothing is in use, and nobody comes in
         self._close_writer()
         while self._readers:
             with contextlib.suppress(IndexError):

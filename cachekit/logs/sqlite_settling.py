@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Collection, Sequence
 
 from ..protocols.log import Letter, Record
-from .sqlite_tables import BITS, KINDS, LOW, SETTLED, append, made, number_of, totals
+from .sqlite_tables import BITS, KINDS, LOW, SETTLED, Totals, append, made, number_of, totals
 
 _LEAVING = """
 SELECT o.id, o.key, o.size FROM temp.leaving l CROSS JOIN ops o
@@ -85,6 +85,11 @@ def settle(
     if row is None or at is None or row[0] != epoch:
         return False
     base = at.no << BITS
+    if not letters and (size := _size_of_oldest(db, base, done)) is not None:
+        _outdate(db, at.no, done)
+        db.execute("DELETE FROM ops WHERE id > ? AND id <= ?", (base, base | done[-1][1]))
+        _count(db, at, row[1:], len(done), size, [key for key, _ in done])
+        return True
     upto = [*done, *((letter.record.key, letter.record.version) for letter in letters)]
     db.executemany(
         "INSERT INTO temp.leaving (key, id) VALUES (?, ?)",
@@ -101,14 +106,42 @@ def settle(
         db.execute("DELETE FROM ops WHERE id BETWEEN ? AND ?", (ids[0], ids[-1]))
     else:
         db.executemany("DELETE FROM ops WHERE id = ?", [(id,) for id in ids])
-    gone_size = at.gone_size + sum(size for _, size in leaving.values())
-    mark, kept = _tell(db, at.no, row[1], row[2], dict.fromkeys(key for key, _ in leaving.values()))
+    keys = dict.fromkeys(key for key, _ in leaving.values())
+    _count(db, at, row[1:], len(ids), sum(size for _, size in leaving.values()), keys)
+    return True
+
+
+def _size_of_oldest(
+    db: sqlite3.Connection, base: int, done: Sequence[tuple[str, int]]
+) -> int | None:
+    """The size of the oldest operations in the log, if these are just those that are done, as
+    they are where keys do not repeat: then nothing older of a key can be there."""
+    versions = [version for _, version in done]
+    first, count = versions[0] if versions else 0, len(versions)
+    if not 0 < first < LOW - count or versions != [*range(first, first + count)]:
+        return None
+    found, lowest, size = db.execute(
+        "SELECT count(*), min(id), sum(size) FROM ops WHERE id > ? AND id <= ?",
+        (base, base | versions[-1]),
+    ).fetchone()
+    return int(size) if found == count and lowest == base | first else None
+
+
+def _count(
+    db: sqlite3.Connection,
+    at: Totals,
+    told: tuple[int, int],
+    count: int,
+    size: int,
+    keys: Collection[str],
+) -> None:
+    """Note that so many operations, of so many bytes, have left."""
+    mark, kept = _tell(db, at.no, *told, keys)
     db.execute(
         "UPDATE queues SET newest = ?, ops = ?, size = ?, gone = ?, gone_size = ?,"
         " mark = ?, kept = ? WHERE no = ?",
-        (at.newest, at.ops, at.size, at.gone + len(ids), gone_size, mark, kept, at.no),
+        (at.newest, at.ops, at.size, at.gone + count, at.gone_size + size, mark, kept, at.no),
     )
-    return True
 
 
 def _park(db: sqlite3.Connection, no: int, letters: Sequence[Letter], now: float) -> None:

@@ -48,6 +48,7 @@ CREATE INDEX IF NOT EXISTS dead_by_key ON dead (queue, outdated, key)
 """
 TEMPORARY = "CREATE TEMP TABLE leaving (key TEXT NOT NULL, id INTEGER NOT NULL)"
 
+_record = tuple.__new__  # what Record itself does, without the call in between
 KINDS = (OpKind.PUT, OpKind.DELETE)
 
 # Refuses by itself (no row) where anything has left since the totals were read; where anything
@@ -243,7 +244,9 @@ def read(db: sqlite3.Connection, queue: str, after: int, limit: int) -> list[Rec
         " WHERE q.name = ? ORDER BY o.id LIMIT ?",
         (min(max(after, 0), LOW), queue, limit),
     )
-    return [Record(key, KINDS[kind], data, id & LOW, at) for key, kind, data, id, at in rows]
+    return [
+        _record(Record, (key, KINDS[kind], data, id & LOW, at)) for key, kind, data, id, at in rows
+    ]
 
 
 def standing(db: sqlite3.Connection, queue: str) -> Standing:
@@ -263,13 +266,14 @@ def standing(db: sqlite3.Connection, queue: str) -> Standing:
 
 
 def left(db: sqlite3.Connection, queue: str, upto: int) -> int:
-    for no, last in db.execute(
-        "SELECT no, (no << 44) + ? FROM queues WHERE name = ?", (min(upto, LOW), queue)
-    ).fetchall():
-        count = "SELECT count(*) FROM ops WHERE queue = ? AND id <= ?"
-        found: int = db.execute(count, (no, last)).fetchone()[0]
-        return found
-    return 0
+    at = totals(db, queue)
+    if at is None:
+        return 0
+    if at.newest <= upto:
+        return at.depth
+    count = "SELECT count(*) FROM ops WHERE queue = ? AND id <= ?"
+    found: int = db.execute(count, (at.no, at.no << BITS | max(0, upto))).fetchone()[0]
+    return found
 
 
 def identity(db: sqlite3.Connection, queue: str) -> str | None:

@@ -76,7 +76,9 @@ class Log(Protocol):
     (power loss) or "replicated". ``tells``: whether :meth:`look` says what was settled.
 
     Every verb is one atomic step per partition, in whatever world it is called from, and raises a
-    child of BackendError within its deadline. After an error of ``append`` the operation may be
+    child of BackendError within its deadline. A class that has ``append`` may have
+    ``append_now(record)`` beside it, a plain method: one append if that needs no waiting, and its
+    version; None if nothing was done. After an error of ``append`` the operation may be
     kept all the same: it was not acknowledged, and may still reach the source."""
 
     name: str  # for messages and metrics: queue and kind, no secret

@@ -29,7 +29,10 @@ class Puts(NamedTuple):
         if len(others) > 1:
             read = itemgetter(*others)
             return [(*read(row), id) for id, row in self.pairs]
-        return [(*[row[column] for column in others], id) for id, row in self.pairs]
+        if others:
+            (column,) = others
+            return [(row[column], id) for id, row in self.pairs]
+        return [(id,) for id, _ in self.pairs]
 
 
 class Batch(NamedTuple):
@@ -74,6 +77,7 @@ class Rows:
         failed: dict[Any, Exception] = {}
         names: Collection[str] | None = None  # of the row before: mostly they are the same
         pairs: list[tuple[Any, Mapping[str, Any]]] = []
+        to_row = self._to_row
         for op in ops:
             id = op.id
             try:
@@ -82,10 +86,10 @@ class Rows:
                 if op.kind is delete:
                     deletes.append(id)
                     continue
-                row = op.value if self._to_row is None else self._to_row(id, op.value)
+                row = op.value if to_row is None else to_row(id, op.value)
                 if type(row) is not dict and not isinstance(row, Mapping):
                     row = _fields(row)
-                if key in row and row[key] != id:
+                if row.get(key, id) != id:
                     raise ValueError(f"sink: the row's {key!r} is not the id of its operation")
                 if row.keys() != names:
                     columns = self._columns(row, known)

@@ -20,11 +20,12 @@ from .aio import CLOSE_TIMEOUT, AsyncStrategy
 from .discovery import Discovery
 from .job import Job, Recipe
 from .many import read_many
+from .naming import RESULT, reader_of, split_tags
 from .parts import HasParts, Parts, codec_for
 from .source import Source
 from .writer import Target, Written
 
-_RESULT = ("value", "result")
+_SHORT = 1 << 62  # ints below need no look at their length
 _SOURCE = tuple(Source.__dataclass_fields__)
 
 
@@ -66,6 +67,7 @@ class Strategy:
         self._cache = cache
         self._aio: AsyncStrategy | None = None
         self._hot: dict[Any, Entry] = {}
+        self._around: tuple[str, ...] | None = None  # what stands around the id in a key
         self._copies = bool(options.pop("copy", False))
         source = {k: options.pop(k) for k in _SOURCE if k in options}
         self.source = Source(**source)
@@ -104,7 +106,7 @@ class Strategy:
                     f'{self.name}: key {key!r} must use one name, the id, as in "user:{{id}}"'
                 )
             (self._id_name,) = names
-            self._fields = _reader_of(self._id_name, self._key)
+            self._fields = reader_of(self._id_name, self._key)
             fields = self._key.fields
         elif callable(key):
             self._key, self._id_name, self._key_fn, fields = None, "id", key, ("key",)
@@ -112,11 +114,11 @@ class Strategy:
             raise ConfigurationError(
                 f'{self.name}: give key="...{{id}}" (a template or a function of the id)'
             )
-        self._known_tags, self._result_tags, discover = _split_tags(
+        self._known_tags, self._result_tags, discover = split_tags(
             options["tags"], self._id_name, self.name
         )
         self._drops = [
-            compile_template(t, (self._id_name, *_RESULT), f"{self.name}: invalidates")
+            compile_template(t, (self._id_name, *RESULT), f"{self.name}: invalidates")
             for t in options["invalidates"]
         ]
         tagged = self._tagged = bool(self._known_tags or self._result_tags or discover)
@@ -134,6 +136,9 @@ class Strategy:
         # An id that is the whole key finds its entry by itself; others build their key first.
         plain = self._key is None or self._key.fields != (self._id_name,)
         self._hot = {} if plain else table.shelf.hot
+        self._around = None
+        if self._key is not None and self._key.plain and not plain:
+            self._around = self._key.literals
         codec = parts.codec_of(options["codec"]) or parts.codec
         for loader in (self.source.load, self.source.load_many):
             if loader is not None:
@@ -160,6 +165,8 @@ class Strategy:
 
     def key(self, id: Any) -> str:
         """The text key of an id."""
+        if type(id) is int and self._around is not None and -_SHORT < id < _SHORT:
+            return f"{self._around[0]}{id}{self._around[1]}"  # what the template makes of it
         return self._text((self._key_fn(id),) if self._key is None else self._fields(id))
 
     def _tags(self, id: Any, value: Any = MISSING) -> tuple[str, ...]:
@@ -183,7 +190,7 @@ class Strategy:
         if not self._drops:
             return []
         scope = {self._id_name: id, "value": value, "result": value}
-        usable = [t for t in self._drops if value is not None or not set(t.names) & set(_RESULT)]
+        usable = [t for t in self._drops if value is not None or not set(t.names) & set(RESULT)]
         return [t.tag(scope) for t in usable]
 
     def _job(self, id: Any) -> Job:
@@ -368,30 +375,3 @@ class Strategy:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({getattr(self, 'name', 'unbound')})"
-
-
-def _reader_of(name: str, template: Template) -> Callable[[Any], tuple[Any, ...]]:
-    """id -> the field values of its key."""
-    if template.fields == (name,):
-        return lambda id: (id,)
-    source = f"lambda {name}: ({''.join(f + ',' for f in template.fields)})"
-    return eval(source, {"__builtins__": {}})  # type: ignore[no-any-return]  # fields are checked names
-
-
-def _split_tags(
-    tags: Sequence[str] | Callable[[Any], Sequence[str]], id_name: str, owner: str
-) -> tuple[list[Template], list[Template], Callable[[Any], Sequence[str]] | None]:
-    """Templates known from the id, templates that need the value, or a function of the value."""
-    if callable(tags):
-        return [], [], tags
-    if isinstance(tags, str):
-        raise ConfigurationError(f"{owner}: tags must be a list of templates, got one str")
-    compiled = [compile_template(t, (id_name, *_RESULT), f"{owner}: tag") for t in tags]
-    by_value = [t for t in compiled if set(t.names) & set(_RESULT)]
-    for template in by_value:
-        if id_name in template.names:
-            raise ConfigurationError(
-                f"{owner}: tag {template.text!r} uses both {id_name!r} and the value; "
-                "give tags=function_of_the_value instead"
-            )
-    return [t for t in compiled if t not in by_value], by_value, None

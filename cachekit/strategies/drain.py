@@ -7,11 +7,11 @@ begins at the oldest operation in the log, so that what the last one had under w
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
 
 from ..core.buffer import Buffer
-from ..core.ops import Dead, Op
+from ..core.ops import Dead, Op, OpKind
 from ..errors import BackendError, CacheKitError, CodecError, ConfigurationError
 from ..logs.queue import Marks, Queue, redelivered
 from ..observe import Meter, log
@@ -219,18 +219,20 @@ class Drain(Queue):
     def _take_in(self, lane: Lane, records: Sequence[Record]) -> list[tuple[Record, str]]:
         bad: list[tuple[Record, str]] = []
         now, wall = self._clock(), self._runtime.wall()
+        behind = wall - now
         decode = self._decode
-        read: list[tuple[Record, Any, Any]] = []
+        rows: list[tuple[OpKind, Hashable, Any, float, Any, int]] = []
         for record in records:
             try:
                 id, value = decode(record)
-                read.append((record, id, value))
             except CodecError as error:
                 bad.append((record, f"CodecError: {error}"))
+                continue
+            key, kind, _, version, at = record
+            since = at - behind if at < wall else now
+            rows.append((kind, key, value, since if since > 0.0 else 0.0, id, version))
         with self._lock:
-            for record, id, value in read:
-                since = now - min(max(0.0, wall - record.at), now)
-                lane.buffer.offer(record.kind, record.key, value, since, id, version=record.version)
+            lane.buffer.take_in(rows)
             if records:
                 lane.cursor = records[-1].version
         return bad
@@ -329,10 +331,9 @@ class Drain(Queue):
 
     async def nack(self, world: AnyWorld, ops: Sequence[Op]) -> None:
         with self._lock:
-            for op in ops:
-                buffer = self._buffers.get(op.lane)
-                if buffer is not None:
-                    buffer.nack([op])
+            buffer = self._buffers.get(ops[0].lane)  # None: its log was lost meanwhile
+            if buffer is not None:
+                buffer.nack(ops)
             self._tell()
 
     def _lane_of(self, ops: Sequence[Op]) -> Lane:

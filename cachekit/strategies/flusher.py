@@ -8,6 +8,7 @@ stands alone, which is then tried ``attempts`` times and parked as a dead letter
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
@@ -53,6 +54,7 @@ class Flusher:
         retrying: Retrying,
         is_async: bool,
         works: bool = True,
+        taken: Callable[[Sequence[Op]], None] | None = None,
         wait: wait_base | None = None,
         stop: stop_base | None = None,
     ) -> None:
@@ -65,6 +67,7 @@ class Flusher:
         self._written = written
         self._refused = refused
         self._is_async = is_async
+        self._taken = taken
         self.works = works  # else another process writes the batches
         self._wait = wait or wait_random_exponential(multiplier=retrying.base, max=retrying.cap)
         self._stop = stop or stop_after_attempt(retrying.attempts)
@@ -77,7 +80,7 @@ class Flusher:
         self.exiting = False  # the interpreter is ending: nothing is parked any more
         self.threadless = False  # the interpreter is ending: no worker can start
         # Dropped: its worker ends.
-        weakref.finalize(self, _hurry, weakref.ref(queue)).atexit = False
+        weakref.finalize(self, _hurry, weakref.ref(queue), os.getpid()).atexit = False
 
     # -- starting and ending --------------------------------------------------------------
 
@@ -153,7 +156,7 @@ class Flusher:
                 left = most if end is None else end - self.runtime.clock()
                 if left <= 0:
                     break
-                self.queue.wait_for_change(min(left, most))
+                self.queue.wait_until_done(known.marks, min(left, most))
             return drive(self._report(threads, known, end))
         except BackendError as error:
             return self._unsure(known, error)
@@ -242,6 +245,8 @@ class Flusher:
         batch = queue.take(self.batching.size)
         if not batch:
             return END if ending else pause
+        if self._taken is not None:
+            self._taken(batch)
         self.meter.time("batch_size", float(len(batch)))
         return 0.0 if await self._carried(world, batch) else END
 
@@ -388,7 +393,7 @@ class Flusher:
             self.start(world)
 
 
-def _hurry(queue: weakref.ref[Queue]) -> None:
+def _hurry(queue: weakref.ref[Queue], process: int) -> None:
     found = queue()
-    if found is not None:
+    if found is not None and os.getpid() == process:  # a fork may have copied its lock as held
         found.hurry_all()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..core.deadline import Deadline
 from ..core.keys import physical
-from ..core.ops import OpKind
+from ..core.ops import Op, OpKind
 from ..core.outcome import Outcome
 from ..core.place import Place
 from ..core.policy import Policy
@@ -20,6 +20,9 @@ from ..runtime import AnyWorld, AsyncioWorld
 from .parts import Parts
 from .waiting import heard
 from .writer import Written
+
+if TYPE_CHECKING:
+    from .write_back import WriteBack
 
 
 class Item(NamedTuple):
@@ -55,6 +58,13 @@ class Backlog(Protocol):
     ) -> Outcome:
         """Take them all, or say with QueueFull which were taken. The value is a Written."""
 
+    def accept_now(self, key: str, id: Any, value: Any) -> bool:
+        """Take one put that has neither tags nor copies, from a plain call, if that needs no
+        more than its append. False: it was not taken, and :meth:`accept` may do it."""
+
+    def taken(self, ops: Sequence[Op]) -> None:
+        """The worker has them; they came by :meth:`accept_now`."""
+
     async def pending(self, world: AnyWorld, keys: Sequence[str]) -> Outcome:
         """Per text key: Waiting, or None. No list: nobody knows."""
 
@@ -63,13 +73,19 @@ class Backlog(Protocol):
 
 
 class Held:
-    """The backlog of level ``memory``. ``start`` wakes the worker when room is needed."""
+    """The backlog of level ``memory``. ``start`` wakes the worker when room is needed; ``owner``
+    lives as long as anything waits.
+
+    Reads look here before they load, and near copies are what was accepted last. A plain put is
+    only appended, unless something of its key is in the near tier or on its way there; its near
+    copy is made when the worker takes it: what is stored then is as new as it was before."""
 
     hits = True
     places = True
 
     def __init__(
         self,
+        owner: WriteBack,
         parts: Parts,
         policy: Policy,
         name: str,
@@ -77,6 +93,7 @@ class Held:
         start: Callable[[AnyWorld], None],
         closed: Callable[[], Exception | None],
     ) -> None:
+        self._owner = owner
         self._parts = parts
         self._policy = policy
         self._name = name
@@ -99,9 +116,9 @@ class Held:
                 with self.order:
                     if (error := self._closed()) is not None:
                         return Outcome(error=error)
-                    op = self.queue.append_now(kind, place.ident, item.value, item.id)
+                    op = self.queue.append_now(kind, place.ident, item.value, item.id, self._owner)
                     if op is not None:
-                        self._show(kind, item, place)
+                        self._show(kind, item.value, item.tags, place)
                         break
                 self._start(world)
                 if deadline.passed():
@@ -109,6 +126,26 @@ class Held:
                 await self._room(world, deadline.left())
             taken.append(item)
         return Outcome(Written())
+
+    def accept_now(self, key: str, id: Any, value: Any) -> bool:
+        ident = physical(key)
+        with self.order:
+            if self._owner._closed:
+                return False
+            if self.queue.append_now(OpKind.PUT, ident, value, id, self._owner) is None:
+                return False
+            # Looked at after the append: what boards later finds the operation.
+            if self._parts.runtime.in_flight(ident) or self._parts.near.may_hold(ident):
+                self._show(OpKind.PUT, value, (), self._owner.place(id))
+        return True
+
+    def taken(self, ops: Sequence[Op]) -> None:
+        near, place = self._parts.near, self._owner.place
+        for op in ops:
+            with self.order:
+                newest = self.queue.pending(op.key) is op
+                if newest and op.kind is OpKind.PUT and not near.may_hold(op.key):
+                    self._store(op.value, (), place(op.id))
 
     async def _room(self, world: AnyWorld, seconds: float) -> None:
         """Wait until something leaves the log, in no thread that the worker could need."""
@@ -119,22 +156,24 @@ class Held:
             if not self.queue.has_room():
                 await changed(seconds)
 
-    def _show(self, kind: OpKind, item: Item, place: Place) -> None:
+    def _show(self, kind: OpKind, value: Any, tags: tuple[str, ...], place: Place) -> None:
         """Let reads of this process see the operation."""
         parts = self._parts
         for world in parts.runtime.worlds():
             world.flights.detach(place.ident)
-        filler = parts.reader.filler
-        span = None
-        if kind is OpKind.PUT:
-            span = filler.span(self._policy, item.value, 0.0, self._name)
-        near_span = None
-        if span is not None and not parts.off:
-            near_span = parts.coherence.span(span, 0.0, parts.runtime.clock())
-        if near_span is None or not parts.near.store(
-            place, item.value, near_span, tags=item.tags, seq=parts.near.seq
-        ):
+        if kind is OpKind.DELETE or not self._store(value, tags, place):
             parts.near.kill([place])
+
+    def _store(self, value: Any, tags: tuple[str, ...], place: Place) -> bool:
+        """Whether there is a near copy now."""
+        parts = self._parts
+        span = parts.reader.filler.span(self._policy, value, 0.0, self._name)
+        if span is None or parts.off:
+            return False
+        near_span = parts.coherence.span(span, 0.0, parts.runtime.clock())
+        if near_span is None:
+            return False
+        return parts.near.store(place, value, near_span, tags=tags, seq=parts.near.seq)
 
     async def pending(self, world: AnyWorld, keys: Sequence[str]) -> Outcome:
         ops = [self.queue.pending(physical(key)) for key in keys]

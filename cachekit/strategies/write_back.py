@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,13 +13,13 @@ from ..core.entry import MISSING
 from ..core.ops import Dead, Flushed, OpKind
 from ..core.outcome import Outcome
 from ..core.policy import Batching, Retrying
-from ..errors import BackendError, CacheKitError, ConfigurationError, QueueFull, WriteBackClosed
+from ..errors import BackendError, ConfigurationError, QueueFull, WriteBackClosed
 from ..logs.queue import Queue
-from ..observe import log
 from ..protocols import Log, Standing
 from ..runtime import AnyWorld, drive
 from .aio import CLOSE_TIMEOUT
 from .base import Strategy
+from .endings import last_flush
 from .flusher import Flusher
 from .held import Backlog, Held, Item
 from .parts import Parts
@@ -31,6 +30,8 @@ from .writer import Written
 
 # How long close waits for a batch under way when its own time is over, in seconds.
 LAST_BATCH = 0.2
+
+_WRITTEN = Written()
 
 
 class WriteBack(Strategy):
@@ -55,6 +56,7 @@ class WriteBack(Strategy):
     left."""
 
     description = "a write is logged, and reaches the source in batches"
+    _direct = False  # whether a single put may take the short road
 
     def _own_options(self, options: dict[str, Any]) -> dict[str, Any]:
         self._asked: Options = options_from(options)
@@ -94,7 +96,7 @@ class WriteBack(Strategy):
         def at_exit() -> None:
             strategy = mine()
             if strategy is not None:
-                strategy._last_flush()
+                last_flush(strategy)
 
         self._at_exit = at_exit
         atexit.register(at_exit)
@@ -103,9 +105,8 @@ class WriteBack(Strategy):
         # Also in a forked child: it flushes nothing of the parent's.
         parts, runtime = self._parts, self._parts.runtime
         if self._log is None:
-            held = Held(
-                parts, self.policy, self.name, self._batching.max_pending, self._start, self._shut
-            )
+            most = self._batching.max_pending
+            held = Held(self, parts, self.policy, self.name, most, self._start, self._shut)
             self._backlog: Backlog = held
             self._held: Held | None = held
             self._order: AbstractContextManager[Any] = held.order
@@ -123,6 +124,14 @@ class WriteBack(Strategy):
                 unreadable=partial(unreadable, weakref.ref(self)),
                 lease=self.policy.write_lease,
             )
+        # Nothing has to be made of id and value but a key: no tags, no copies.
+        self._direct = not (
+            self.is_async
+            or self._tagged
+            or self._drops
+            or self._copies
+            or (self._asked.sink is None and self.source.lacks(OpKind.PUT) is not None)
+        )
         self._flusher = Flusher(
             self.name,
             runtime,
@@ -135,6 +144,7 @@ class WriteBack(Strategy):
             retrying=self._retrying,
             is_async=self.is_async,
             works=self._asked.works,
+            taken=self._backlog.taken if self._direct else None,
             wait=self._asked.wait,
             stop=self._asked.stop,
         )
@@ -151,6 +161,13 @@ class WriteBack(Strategy):
         return WriteBackClosed(f"{self.name} is closed") if self._closed else None
 
     # -- writing --------------------------------------------------------------------------
+
+    def put(self, id: Any, value: Any) -> Written:
+        if self._direct and self._backlog.accept_now(self.key(id), id, value):
+            if not self._backlog.queue.attended:
+                self._start(self._parts.runtime.threads)
+            return _WRITTEN
+        return super().put(id, value)
 
     async def _put_many(self, world: AnyWorld, values: Mapping[Any, Any]) -> Outcome:
         return await self._accept(world, OpKind.PUT, list(values.items()))
@@ -173,8 +190,6 @@ class WriteBack(Strategy):
             self._dropped(id, value)
         through = self._asked.full == "write_through"
         deadline = world.deadline(0.0 if through else self._batching.block)
-        if self._held is not None:
-            self._held.queue.keeper = self  # nothing accepted goes with a strategy that is dropped
         outcome = await self._backlog.accept(world, kind, items, deadline)
         if through and isinstance(outcome.error, QueueFull):
             outcome = await self._through(world, kind, items, outcome.error)
@@ -314,42 +329,6 @@ class WriteBack(Strategy):
         with self._order:  # whoever was accepted before is in the flush that follows
             self._closed = True
         return timeout if self._flusher.works and not again else 0.0
-
-    def _last_flush(self) -> None:
-        """At the end of the interpreter: worker and loop may be gone, and no thread starts."""
-        self._flusher.exiting = True
-        try:
-            if self.is_async:  # its loop is gone
-                self._end(0.0)
-                self._flusher.end(0.0)
-            else:
-                self.close()
-            left = self._drain_here()
-        except CacheKitError as error:
-            log.error("%s: the process ends, and its log can not be asked: %s", self.name, error)
-            return
-        if left and self._log is None:
-            log.error("%s: the process ends with %d writes lost", self.name, left)
-        elif left and self._flusher.works:
-            log.warning("%s: %d writes are left in the log for the next start", self.name, left)
-
-    def _drain_here(self) -> int:
-        runtime, queue = self._parts.runtime, self._backlog.queue
-        waits = queue.here() if self._log is None else self.depth()
-        if waits and self._flusher.works and self.is_async:
-
-            async def drain() -> None:
-                world = runtime.asyncio()
-                await self._flusher.drain(world, CLOSE_TIMEOUT)
-                if self._log is not None:
-                    await self._log.close(world)
-
-            asyncio.run(drain())
-        elif waits and self._flusher.works and self._flusher.threadless:
-            drive(self._flusher.drain(runtime.threads, CLOSE_TIMEOUT))
-        else:
-            return waits
-        return queue.here() if self._log is None else self.depth()
 
     def work(self, world: AnyWorld) -> None:
         """Write batches from this process, also with ``worker=False``. An async sink needs a

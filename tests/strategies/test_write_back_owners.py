@@ -32,6 +32,7 @@ from durable_books import (
 from cachekit import Cache, Retrying, WriteBack
 from cachekit.logs.sqlite import SQLiteLog
 from cachekit.protocols import Op
+from cachekit.strategies.endings import last_flush
 from cachekit.testing.servers import RedisServer
 
 
@@ -155,7 +156,7 @@ def test_a_process_that_is_not_to_work_writes_nothing_whatever_it_is_asked(
         left = [putter.flush(0.2).left, putter.close(0.2).left]
     else:
         left = asyncio.run(use())
-    putter._last_flush()  # as the end of the interpreter does
+    last_flush(putter)  # as the end of the interpreter does
     assert (left, source.taken) == ([2, 2], [])
     worker = shelf.book(source.write_many)
     assert worker.flush(LONG).applied == 2

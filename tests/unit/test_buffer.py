@@ -35,6 +35,20 @@ class BufferMachine(RuleBasedStateMachine):
         self.last[key] = op
         self.unsettled.setdefault(key, []).append((op.version, self.now))
 
+    @rule(keys=st.lists(KEYS, max_size=4))
+    def take_in(self, keys: list[str]) -> None:
+        rows = []
+        for key in keys:
+            self.now += 1
+            version = self.buffer.last_version + len(rows) + 1
+            rows.append((OpKind.PUT, key, self.now, self.now, None, version))
+            self.unsettled.setdefault(key, []).append((version, self.now))
+        self.buffer.take_in(rows)
+        for key in keys:
+            op = self.buffer.pending(key)
+            assert op is not None
+            self.last[key] = op
+
     @rule(limit=st.integers(1, 3))
     def take(self, limit: int) -> None:
         ready = self.buffer.ready
@@ -91,6 +105,12 @@ class BufferMachine(RuleBasedStateMachine):
         waiting = {k for k in self.unsettled if k not in out or self.last[k].version > self._out(k)}
         assert self.buffer.ready == len(waiting - out)
         assert [dead.op.version for dead in self.buffer.dead] == self.parked
+        oldest = min((v for ops in self.unsettled.values() for v, _ in ops), default=None)
+        if oldest is None:
+            assert not self.buffer.has_undone(self.buffer.last_version)
+        else:
+            assert self.buffer.has_undone(oldest)
+            assert not self.buffer.has_undone(oldest - 1)
         for key in "abcd":
             assert self.buffer.knows(key) == (key in self.unsettled)
 

@@ -174,3 +174,38 @@ def test_clearing_gives_the_memory_back() -> None:
     queue.clear()
     assert len(queue) == 0
     assert queue.ghost is None
+
+
+@pytest.mark.parametrize("weight", [1, 50])
+def test_a_bound_of_weight_is_as_good_as_one_of_as_many_entries(weight: int) -> None:
+    rng = random.Random(7)
+    trace = [min(int(rng.paretovariate(0.9)), 5_000) for _ in range(40_000)]
+    ratios = []
+    for bound in ({"max_entries": 500}, {"max_weight": 500 * weight, "weigh": lambda v: weight}):
+        loads: list[int] = []
+        cache = cachekit.Cache(**bound)
+
+        @cache.cached(key="k:{n}")
+        def load(n: int, loads: list[int] = loads) -> int:
+            loads.append(n)
+            return n
+
+        for n in trace[:20_000]:
+            load(n)
+        loads.clear()
+        for n in trace[20_000:]:
+            load(n)
+        ratios.append(1 - len(loads) / 20_000)
+    assert ratios[1] > 0.98 * ratios[0]
+
+
+def test_the_room_follows_a_bound_of_weight_both_ways() -> None:
+    cache = cachekit.Cache(max_weight=1_000, weigh=lambda v: v)
+    near = cache.parts.near
+    for n in range(100):
+        cache.set(f"a{n}", 100)
+    assert (near.live, near._queue.room) == (10, 10)
+    for n in range(5_000):
+        cache.set(f"b{n}", 1)
+    assert near.live == 1_000
+    assert 666 <= near._queue.room <= 1_000

@@ -1,0 +1,310 @@
+"""A single put that only appends: reads see it at once; near copies come later and are right."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachekit import Cache, ReadThrough, WriteBack
+from cachekit.errors import QueueFull
+from cachekit.logs.sqlite import SQLiteLog
+from cachekit.protocols import Op, OpKind, Record
+
+LONG = 15.0
+
+
+class Source:
+    """Rows; ``hold`` keeps loads and batches waiting until it is set."""
+
+    def __init__(self, **rows: Any) -> None:
+        self.rows: dict[Any, Any] = {int(name[1:]): value for name, value in rows.items()}
+        self.loads: list[Any] = []
+        self.batches = 0
+        self.loading, self.writing = threading.Event(), threading.Event()
+        self.let_load, self.let_write = threading.Event(), threading.Event()
+        self.let_load.set()
+        self.let_write.set()
+
+    def load(self, id: Any) -> Any:
+        value = self.rows.get(id)
+        self.loads.append(id)
+        self.loading.set()
+        assert self.let_load.wait(LONG)
+        return value
+
+    def write_many(self, ops: Sequence[Op]) -> None:
+        self.batches += 1
+        self.writing.set()
+        assert self.let_write.wait(LONG)
+        for op in ops:
+            if op.kind is OpKind.PUT:
+                self.rows[op.id] = op.value
+            else:
+                self.rows.pop(op.id, None)
+
+
+def shelf(source: Source, cache: Cache | None = None, **options: Any) -> WriteBack:
+    given = {"log": "memory", "delay": 3600, "key": "row:{id}", **options}
+    return WriteBack(
+        Cache() if cache is None else cache, load=source.load, sink=source.write_many, **given
+    )
+
+
+def appended(strategy: WriteBack) -> bool:
+    """Whether a put takes the short road here."""
+    return strategy._direct
+
+
+@pytest.mark.parametrize("copies", ["no near copy", "a near copy"])
+def test_what_was_put_is_read_at_once_by_every_face(copies: str) -> None:
+    source, cache = Source(r1="old"), Cache()
+    strategy = shelf(source, cache)
+    assert appended(strategy)
+    reader = ReadThrough(cache, key="row:{id}", load=source.load, name="another")
+    if copies == "a near copy":
+        assert strategy.get(1) == "old"
+    strategy.put(1, "new")
+    asked = len(source.loads)
+    assert strategy.get(1) == "new"
+    assert strategy.get_many([1]) == {1: "new"}
+    strategy.put(1, "newer")
+    assert strategy.get(1) == "newer"
+    if copies == "a near copy":
+        assert cache.get("row:1") == "newer"
+        assert reader.get(1) == "newer"
+    assert len(source.loads) == asked
+    assert strategy.flush(LONG).applied == 1
+    assert source.rows == {1: "newer"}
+
+
+def test_what_was_put_is_kept_near_when_the_source_has_it() -> None:
+    source = Source()
+    strategy = shelf(source)
+    for n in range(20):
+        strategy.put(n, n * n)
+    assert strategy.flush(LONG).applied == 20
+    assert [strategy.get(n) for n in range(20)] == [n * n for n in range(20)]
+    assert source.loads == []
+
+
+def test_a_load_that_is_under_way_neither_answers_later_reads_nor_is_kept() -> None:
+    source = Source(r1="old")
+    strategy = shelf(source)
+    source.let_load.clear()
+    seen: list[Any] = []
+    reader = threading.Thread(target=lambda: seen.append(strategy.get(1)))
+    reader.start()
+    assert source.loading.wait(LONG)
+    strategy.put(1, "new")
+    assert strategy.get(1) == "new"
+    source.let_load.set()
+    reader.join(LONG)
+    assert seen == ["old"]  # it began before the put
+    assert strategy.get(1) == "new"
+    assert strategy.flush(LONG).complete
+    assert strategy.get(1) == "new"
+
+
+def test_a_put_while_the_one_before_is_with_the_source_is_what_reads_see() -> None:
+    source = Source()
+    strategy = shelf(source, batch=1)
+    source.let_write.clear()
+    strategy.put(1, "first")
+    assert source.writing.wait(LONG)
+    assert strategy.get(1) == "first"
+    strategy.put(1, "second")
+    assert strategy.get(1) == "second"
+    source.let_write.set()
+    assert strategy.flush(LONG).complete
+    assert (strategy.get(1), source.rows[1]) == ("second", "second")
+    assert source.loads == []
+
+
+class Pause:
+    """A place where a thread waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.reached, self.go = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self.go.wait(LONG)
+
+
+def test_a_load_about_to_be_kept_when_the_put_comes_is_not_kept() -> None:
+    source, cache, pause = Source(r1="old"), Cache(), Pause()
+    strategy = shelf(source, cache)
+    # Asked last, when the strategy has said that nothing of the key waits.
+    cache.parts.reader.filler.dirty.append(lambda ident: pause() or False)
+    reader = threading.Thread(target=strategy.get, args=(1,))
+    reader.start()
+    assert pause.reached.wait(LONG)
+    strategy.put(1, "new")
+    pause.go.set()
+    reader.join(LONG)
+    assert strategy.get(1) == "new"
+
+
+def test_a_put_between_the_taking_of_the_one_before_and_its_near_copy_wins() -> None:
+    source, pause = Source(), Pause()
+    strategy = shelf(source, batch=1)
+    keep = strategy._flusher._taken
+    assert keep is not None
+
+    def late(ops: Sequence[Op]) -> None:
+        pause()
+        keep(ops)
+
+    strategy._flusher._taken = late
+    source.let_write.clear()
+    strategy.put(1, "first")
+    assert pause.reached.wait(LONG)
+    strategy.put(1, "second")
+    pause.go.set()
+    assert source.writing.wait(LONG)
+    assert strategy.get(1) == "second"
+    source.let_write.set()
+    assert strategy.flush(LONG).complete
+    assert (strategy.get(1), source.rows) == ("second", {1: "second"})
+
+
+def test_an_invalidation_of_what_waits_costs_a_load_and_nothing_else() -> None:
+    source = Source(r1="old")
+    strategy = shelf(source)
+    strategy.put(1, "new")
+    strategy.invalidate(1)
+    assert strategy.get(1) == "new"
+    source.let_write.clear()
+    strategy.log.hurry_all()
+    assert source.writing.wait(LONG)
+    strategy.invalidate(1)  # after the worker made its near copy
+    source.let_write.set()
+    assert strategy.flush(LONG).complete
+    source.rows[1] = "by another"
+    strategy.invalidate(1)
+    assert strategy.get(1) == "by another"
+
+
+def test_a_delete_after_a_put_leaves_no_near_copy() -> None:
+    source = Source(r1="old")
+    strategy = shelf(source)
+    strategy.put(1, "new")
+    strategy.delete(1)
+    assert strategy.get(1) is None
+    assert strategy.flush(LONG).complete
+    assert (strategy.get(1), source.rows) == (None, {})
+
+
+def test_the_bound_holds_and_a_closed_strategy_takes_nothing() -> None:
+    source = Source()
+    source.let_write.clear()
+    strategy = shelf(source, max_pending=3, block=0.05, batch=1)
+    for n in range(3):
+        strategy.put(n, n)
+    with pytest.raises(QueueFull):
+        strategy.put(3, 3)
+    strategy.put(2, "again")  # of a key that waits: no new room
+    source.let_write.set()
+    assert strategy.close().complete
+    with pytest.raises(Exception, match="closed"):
+        strategy.put(4, 4)
+    assert source.rows == {0: 0, 1: 1, 2: "again"}
+
+
+def test_a_strategy_that_is_dropped_writes_what_it_took() -> None:
+    source = Source()
+    source.let_write.clear()
+
+    def use() -> None:
+        strategy = shelf(source, batch=1)
+        strategy.put(1, "new")
+        assert source.writing.wait(LONG)
+        strategy.put(2, "newer")
+
+    use()
+    source.let_write.set()
+    until = time.monotonic() + LONG
+    while source.rows != {1: "new", 2: "newer"}:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_many_threads_put_and_read_one_key() -> None:
+    source = Source()
+    strategy = shelf(source, batch=1, delay=0)
+    wrong: list[tuple[int, int]] = []
+
+    def work(key: int) -> None:
+        for n in range(400):
+            strategy.put(key, n)
+            if (found := strategy.get(key)) != n:
+                wrong.append((n, found))
+
+    threads = [threading.Thread(target=work, args=(key,)) for key in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert not wrong
+    assert strategy.flush(LONG).complete
+    assert source.rows == dict.fromkeys(range(4), 399)
+    assert [strategy.get(key) for key in range(4)] == [399] * 4
+
+
+class Counted(SQLiteLog):
+    """One that looks at every append."""
+
+    seen = 0
+
+    async def append(self, *args: Any) -> list[int | None]:
+        Counted.seen += 1
+        return await super().append(*args)
+
+
+class Wrapped:
+    """Answers to any name, as a proxy does."""
+
+    def __init__(self, log: SQLiteLog) -> None:
+        self._log = log
+        self.asked: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked.append(name)
+        return getattr(self._log, name)
+
+
+def test_no_append_of_another_class_is_passed_by(tmp_path: Path) -> None:
+    Counted.seen = 0
+    source = Source()
+    counted = Counted(tmp_path / "a", "books")
+    first = shelf(source, log=counted, name="books")
+    first.put(1, "new")
+    assert Counted.seen == 1
+    wrapped = Wrapped(SQLiteLog(tmp_path / "b", "books"))
+    second = shelf(source, log=wrapped, name="books")
+    second.put(2, "new")
+    assert "append" in wrapped.asked
+    assert first.flush(LONG).applied == second.flush(LONG).applied == 1
+    assert source.rows == {1: "new", 2: "new"}
+
+
+def test_a_short_append_to_a_file_is_as_good_as_a_long_one(tmp_path: Path) -> None:
+    source = Source(r1="old")
+    strategy = shelf(source, log=f"sqlite:///{tmp_path}/log")
+    other = shelf(source, log=f"sqlite:///{tmp_path}/log", worker=False)
+    assert [strategy.get(1), other.get(1)] == ["old", "old"]
+    for n in range(5):  # the first opens the file, and takes the long road
+        strategy.put(1, n)
+        assert [strategy.get(1), other.get(1)] == [n, n]
+    assert strategy.depth() == 5
+    log = strategy._log
+    assert isinstance(log, SQLiteLog)
+    assert log.append_now(Record("row:1", OpKind.PUT, b"")) == 6
+    assert strategy.standing()[0].depth == 6
+    strategy.close(0)
+    other.close(0)
