@@ -87,6 +87,9 @@ class Near:
         """Whether an entry of an indexed table may lie under a physical key."""
         return self.mapping is not None or ident in self._named
 
+    def mend(self) -> None:  # see Section.mend
+        self._section.mend()
+
     def enlist(self, table: Table) -> None:
         with self._section:
             self._tables.add(table)

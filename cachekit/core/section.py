@@ -46,6 +46,12 @@ class Section:
         self._busy = True
         return True
 
+    def mend(self) -> None:
+        """Let go of what this thread holds without being at work in it: before it waits for a
+        lock whose holder may wait for this one."""
+        if self._lock._is_owned() and not self._at_work():  # type: ignore[attr-defined]
+            self._let_go()
+
     def _at_work(self) -> bool:
         """Whether the one who is inside is on this thread's stack."""
         frame: FrameType | None = sys._getframe(2)

@@ -113,6 +113,7 @@ class Held:
             assert place is not None
             while True:
                 # One lock over log and near tier: both see racing puts in one order.
+                self._parts.near.mend()
                 with self.order:
                     if (error := self._closed()) is not None:
                         return Outcome(error=error)
@@ -129,13 +130,15 @@ class Held:
 
     def accept_now(self, key: str, id: Any, value: Any) -> bool:
         ident = physical(key)
+        near = self._parts.near
+        near.mend()
         with self.order:
             if self._owner._closed:
                 return False
             if self.queue.append_now(OpKind.PUT, ident, value, id, self._owner) is None:
                 return False
             # Looked at after the append: what boards later finds the operation.
-            if self._parts.runtime.in_flight(ident) or self._parts.near.may_hold(ident):
+            if self._parts.runtime.in_flight(ident) or near.may_hold(ident):
                 self._show(OpKind.PUT, value, (), self._owner.place(id))
         return True
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,23 @@ class Source:
 
 
 def shelf(source: Source, cache: Cache | None = None, **options: Any) -> WriteBack:
-    given = {"log": "memory", "delay": 3600, "key": "row:{id}", **options}
-    return WriteBack(
+    given = {"log": "memory", "delay": 3600, "key": "page:{id}", **options}
+    made = WriteBack(
         Cache() if cache is None else cache, load=source.load, sink=source.write_many, **given
     )
+    _made.append(weakref.ref(made))
+    return made
+
+
+_made: list[weakref.ref[WriteBack]] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while _made:
+        if (strategy := _made.pop()()) is not None:
+            strategy.close(1)
 
 
 def appended(strategy: WriteBack) -> bool:
@@ -65,7 +79,7 @@ def test_what_was_put_is_read_at_once_by_every_face(copies: str) -> None:
     source, cache = Source(r1="old"), Cache()
     strategy = shelf(source, cache)
     assert appended(strategy)
-    reader = ReadThrough(cache, key="row:{id}", load=source.load, name="another")
+    reader = ReadThrough(cache, key="page:{id}", load=source.load, name="another")
     if copies == "a near copy":
         assert strategy.get(1) == "old"
     strategy.put(1, "new")
@@ -75,7 +89,7 @@ def test_what_was_put_is_read_at_once_by_every_face(copies: str) -> None:
     strategy.put(1, "newer")
     assert strategy.get(1) == "newer"
     if copies == "a near copy":
-        assert cache.get("row:1") == "newer"
+        assert cache.get("page:1") == "newer"
         assert reader.get(1) == "newer"
     assert len(source.loads) == asked
     assert strategy.flush(LONG).applied == 1
@@ -304,7 +318,7 @@ def test_a_short_append_to_a_file_is_as_good_as_a_long_one(tmp_path: Path) -> No
     assert strategy.depth() == 5
     log = strategy._log
     assert isinstance(log, SQLiteLog)
-    assert log.append_now(Record("row:1", OpKind.PUT, b"")) == 6
+    assert log.append_now(Record("page:1", OpKind.PUT, b"")) == 6
     assert strategy.standing()[0].depth == 6
     strategy.close(0)
     other.close(0)
