@@ -19,25 +19,33 @@ class Buffer:
     """Operations by key, of one ``lane`` of a log. ``depth`` counts keys with unwritten
     operations, out ones included."""
 
-    __slots__ = ("_both", "_out", "_version", "_waiting", "dead", "lane", "superseded")
+    __slots__ = ("_out", "_version", "_waiting", "dead", "lane", "superseded")
 
     def __init__(self, lane: str = "") -> None:
         self.lane = lane
         self._waiting: dict[Hashable, Op] = {}  # in order of each key's oldest unwritten operation
         self._out: dict[Hashable, Op] = {}
-        self._both = 0  # keys that are in both
         self._version = 0
         self.dead: list[Dead] = []
         self.superseded = 0
 
     @property
     def depth(self) -> int:
-        return len(self._waiting) + len(self._out) - self._both
+        return len(self._waiting) + len(self._out) - self._both()
 
     @property
     def ready(self) -> int:
         """How many keys could be taken now."""
-        return len(self._waiting) - self._both
+        return len(self._waiting) - self._both()
+
+    @property
+    def most(self) -> int:
+        """At least the depth, and quicker to tell."""
+        return len(self._waiting) + len(self._out)
+
+    def _both(self) -> int:
+        # Looked up, not counted: an exception out of a signal handler can come between two steps.
+        return len(self._out.keys() & self._waiting.keys()) if self._out else 0
 
     @property
     def last_version(self) -> int:
@@ -67,22 +75,18 @@ class Buffer:
             self.superseded += 1
             # Age counts from the oldest operation this one stands for.
             since, at = old.since, old.at
-        elif key in self._out:
-            self._both += 1
         op = self._waiting[key] = Op(key, kind, value, id, version, 0, self.lane, 0, since, at)
         return op
 
     def take_in(self, rows: Sequence[tuple[OpKind, Hashable, Any, float, Any, int]]) -> None:
         """As :meth:`offer` of each (kind, key, value, at, id, version)."""
-        waiting, out, lane = self._waiting, self._out, self.lane
+        waiting, lane = self._waiting, self.lane
         for kind, key, value, at, id, version in rows:
             since = version
             old = waiting.get(key)
             if old is not None:
                 self.superseded += 1
                 since, at = old.since, old.at
-            elif key in out:
-                self._both += 1
             waiting[key] = Op(key, kind, value, id, version, 0, lane, 0, since, at)
         if rows:
             self._version = rows[-1][5]
@@ -105,13 +109,10 @@ class Buffer:
         return batch
 
     def ack(self, ops: Iterable[Op]) -> None:
-        out, waiting = self._out, self._waiting
+        out = self._out
         for op in ops:
-            key = op.key
-            if out.get(key) is op:
-                del out[key]
-                if key in waiting:
-                    self._both -= 1
+            if out.get(op.key) is op:
+                del out[op.key]
 
     def nack(self, ops: Iterable[Op]) -> None:
         """Back to the head of the queue, unless a newer operation waits already."""

@@ -84,8 +84,8 @@ class Near:
         return None if entry is None else Place.of(entry, text)
 
     def may_hold(self, ident: Hashable) -> bool:
-        """Whether an entry of an indexed table may lie under a physical key."""
-        return self.mapping is not None or ident in self._named
+        """Whether an entry of an indexed table, or a block, may stand under a physical key."""
+        return ident in self._named or self.mapping is not None or self.writers.blocked(ident)
 
     def mend(self) -> None:  # see Section.mend
         self._section.mend()

@@ -30,7 +30,7 @@ class MemoryLog(Queue):
         buffer = self._buffer
         with self._lock:
             # An operation on a key that waits already takes no new room.
-            if buffer.depth >= self._max and not buffer.knows(key):
+            if buffer.most >= self._max and buffer.depth >= self._max and not buffer.knows(key):
                 return None
             op = buffer.offer(kind, key, value, self._clock(), id)
             self.keeper = keeper

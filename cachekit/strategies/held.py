@@ -59,8 +59,8 @@ class Backlog(Protocol):
         """Take them all, or say with QueueFull which were taken. The value is a Written."""
 
     def accept_now(self, key: str, id: Any, value: Any) -> bool:
-        """Take one put that has neither tags nor copies, from a plain call, if that needs no
-        more than its append. False: it was not taken, and :meth:`accept` may do it."""
+        """Take one put of a :func:`short` id, without tags or copies, from a plain call, if that
+        needs no more than its append. False: it was not taken, and :meth:`accept` may do it."""
 
     def taken(self, ops: Sequence[Op]) -> None:
         """The worker has them; they came by :meth:`accept_now`."""
@@ -135,20 +135,25 @@ class Held:
         with self.order:
             if self._owner._closed:
                 return False
-            if self.queue.append_now(OpKind.PUT, ident, value, id, self._owner) is None:
-                return False
-            # Looked at after the append: what boards later finds the operation.
-            if self._parts.runtime.in_flight(ident) or near.may_hold(ident):
-                self._show(OpKind.PUT, value, (), self._owner.place(id))
+            try:
+                if self.queue.append_now(OpKind.PUT, ident, value, id, self._owner) is None:
+                    return False
+                # Looked at after the append: what boards later finds the operation.
+                if self._parts.runtime.in_flight(ident) or near.may_hold(ident):
+                    self._show(OpKind.PUT, value, (), self._owner.place(id))
+            except BaseException:  # out of a signal handler, say: it may have been accepted
+                near.kill_named(ident)
+                raise
         return True
 
     def taken(self, ops: Sequence[Op]) -> None:
-        near, place = self._parts.near, self._owner.place
+        near = self._parts.near
         for op in ops:
+            if not short(op.id) or op.kind is not OpKind.PUT:
+                continue
             with self.order:
-                newest = self.queue.pending(op.key) is op
-                if newest and op.kind is OpKind.PUT and not near.may_hold(op.key):
-                    self._store(op.value, (), place(op.id))
+                if self.queue.pending(op.key) is op and not near.may_hold(op.key):
+                    self._store(op.value, (), self._owner.place(op.id))
 
     async def _room(self, world: AnyWorld, seconds: float) -> None:
         """Wait until something leaves the log, in no thread that the worker could need."""
@@ -187,6 +192,11 @@ class Held:
         oldest = queue.oldest()
         age = None if oldest is None else self._parts.runtime.clock() - oldest
         return Standing(depth=queue.here(), dead=len(queue.dead())), age
+
+
+def short(id: Any) -> bool:
+    """Whether the short road takes it: a key that needs no code but ours."""
+    return type(id) is int or type(id) is str
 
 
 def queue_full(most: int, taken: Sequence[Item]) -> QueueFull:

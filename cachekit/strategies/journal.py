@@ -226,7 +226,8 @@ class Journal:
                 self._parts.meter.event("log_errors", lane=self.log.name)
                 return Outcome(None)
             return Outcome(error=error)
-        if look.settled is None:
+        first = not self._mark and look.mark > 1  # copies of others may be from before it
+        if look.settled is None or first:
             self._parts.invalidator.forget_near()
         elif look.settled:
             self._parts.invalidator.hear(

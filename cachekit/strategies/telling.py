@@ -29,6 +29,8 @@ async def written(strategy: WriteBack, world: AnyWorld, ops: Sequence[Op]) -> No
         parts.invalidator.detach(places, ())
     else:  # near copies are what was written, or newer
         parts.invalidator.detach_flights(places, ())
+        for place in places:  # of another writer, whose value may now be the older one
+            parts.near.writers.contest(place.ident)
     if drops:
         parts.invalidator.detach((), drops)
 

@@ -21,7 +21,7 @@ from .aio import CLOSE_TIMEOUT
 from .base import Strategy
 from .endings import last_flush
 from .flusher import Flusher
-from .held import Backlog, Held, Item
+from .held import Backlog, Held, Item, short
 from .parts import Parts
 from .source import is_async
 from .telling import refused, unreadable, written
@@ -124,9 +124,10 @@ class WriteBack(Strategy):
                 unreadable=partial(unreadable, weakref.ref(self)),
                 lease=self.policy.write_lease,
             )
-        # Nothing has to be made of id and value but a key: no tags, no copies.
+        # Nothing has to be made of id and value but a key: no tags, no copies, no user's code.
         self._direct = not (
-            self.is_async
+            self._around is None
+            or self.is_async
             or self._tagged
             or self._drops
             or self._copies
@@ -163,7 +164,7 @@ class WriteBack(Strategy):
     # -- writing --------------------------------------------------------------------------
 
     def put(self, id: Any, value: Any) -> Written:
-        if self._direct and self._backlog.accept_now(self.key(id), id, value):
+        if self._direct and short(id) and self._backlog.accept_now(self.key(id), id, value):
             if not self._backlog.queue.attended:
                 self._start(self._parts.runtime.threads)
             return _WRITTEN

@@ -4,69 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import pytest
+from direct_shelf import LONG, Source, close_all, shelf
 
-from cachekit import Cache, ReadThrough, WriteBack
+from cachekit import Cache, ReadThrough, WriteBack, WriteThrough
 from cachekit.errors import QueueFull
-from cachekit.logs.sqlite import SQLiteLog
-from cachekit.protocols import Op, OpKind, Record
-
-LONG = 15.0
-
-
-class Source:
-    """Rows; ``hold`` keeps loads and batches waiting until it is set."""
-
-    def __init__(self, **rows: Any) -> None:
-        self.rows: dict[Any, Any] = {int(name[1:]): value for name, value in rows.items()}
-        self.loads: list[Any] = []
-        self.batches = 0
-        self.loading, self.writing = threading.Event(), threading.Event()
-        self.let_load, self.let_write = threading.Event(), threading.Event()
-        self.let_load.set()
-        self.let_write.set()
-
-    def load(self, id: Any) -> Any:
-        value = self.rows.get(id)
-        self.loads.append(id)
-        self.loading.set()
-        assert self.let_load.wait(LONG)
-        return value
-
-    def write_many(self, ops: Sequence[Op]) -> None:
-        self.batches += 1
-        self.writing.set()
-        assert self.let_write.wait(LONG)
-        for op in ops:
-            if op.kind is OpKind.PUT:
-                self.rows[op.id] = op.value
-            else:
-                self.rows.pop(op.id, None)
-
-
-def shelf(source: Source, cache: Cache | None = None, **options: Any) -> WriteBack:
-    given = {"log": "memory", "delay": 3600, "key": "page:{id}", **options}
-    made = WriteBack(
-        Cache() if cache is None else cache, load=source.load, sink=source.write_many, **given
-    )
-    _made.append(weakref.ref(made))
-    return made
-
-
-_made: list[weakref.ref[WriteBack]] = []
+from cachekit.protocols import Op
 
 
 @pytest.fixture(autouse=True)
 def _closed() -> Iterator[None]:
     yield
-    while _made:
-        if (strategy := _made.pop()()) is not None:
-            strategy.close(1)
+    close_all()
 
 
 def appended(strategy: WriteBack) -> bool:
@@ -270,55 +224,109 @@ def test_many_threads_put_and_read_one_key() -> None:
     assert [strategy.get(key) for key in range(4)] == [399] * 4
 
 
-class Counted(SQLiteLog):
-    """One that looks at every append."""
-
-    seen = 0
-
-    async def append(self, *args: Any) -> list[int | None]:
-        Counted.seen += 1
-        return await super().append(*args)
+TENANT: ContextVar[str] = ContextVar("TENANT", default="public")
 
 
-class Wrapped:
-    """Answers to any name, as a proxy does."""
-
-    def __init__(self, log: SQLiteLog) -> None:
-        self._log = log
-        self.asked: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        self.asked.append(name)
-        return getattr(self._log, name)
-
-
-def test_no_append_of_another_class_is_passed_by(tmp_path: Path) -> None:
-    Counted.seen = 0
+def test_a_key_that_depends_on_its_caller_keeps_the_value_there() -> None:
     source = Source()
-    counted = Counted(tmp_path / "a", "books")
-    first = shelf(source, log=counted, name="books")
-    first.put(1, "new")
-    assert Counted.seen == 1
-    wrapped = Wrapped(SQLiteLog(tmp_path / "b", "books"))
-    second = shelf(source, log=wrapped, name="books")
-    second.put(2, "new")
-    assert "append" in wrapped.asked
-    assert first.flush(LONG).applied == second.flush(LONG).applied == 1
-    assert source.rows == {1: "new", 2: "new"}
+    strategy = shelf(source, key=lambda id: f"{TENANT.get()}:{id}")
+    token = TENANT.set("acme")
+    strategy.put(1, "secret")
+    assert strategy.flush(LONG).complete
+    TENANT.reset(token)
+    source.rows.clear()
+    assert strategy.get(1) is None
 
 
-def test_a_short_append_to_a_file_is_as_good_as_a_long_one(tmp_path: Path) -> None:
-    source = Source(r1="old")
-    strategy = shelf(source, log=f"sqlite:///{tmp_path}/log")
-    other = shelf(source, log=f"sqlite:///{tmp_path}/log", worker=False)
-    assert [strategy.get(1), other.get(1)] == ["old", "old"]
-    for n in range(5):  # the first opens the file, and takes the long road
-        strategy.put(1, n)
-        assert [strategy.get(1), other.get(1)] == [n, n]
-    assert strategy.depth() == 5
-    log = strategy._log
-    assert isinstance(log, SQLiteLog)
-    assert log.append_now(Record("page:1", OpKind.PUT, b"")) == 6
-    assert strategy.standing()[0].depth == 6
-    strategy.close(0)
-    other.close(0)
+@pytest.mark.parametrize("log", ["memory", "sqlite"])
+def test_an_id_that_no_mapping_takes_is_refused_at_the_put(log: str, tmp_path: Path) -> None:
+    if log == "sqlite":
+        log = f"sqlite:///{tmp_path}/log"
+    source = Source()
+    strategy = shelf(source, log=log, key=lambda id: f"page:{id}", name="pages")
+    with pytest.raises(TypeError):
+        strategy.put([1], "value")
+    strategy.put((1,), "value")
+    assert strategy.flush(LONG).applied == 1
+    assert source.rows == {(1,): "value"}
+
+
+def test_a_writer_of_another_strategy_that_ends_later_keeps_no_older_value() -> None:
+    source, cache = Source(), Cache()
+    begun, go = threading.Event(), threading.Event()
+
+    def store(id: int, value: str) -> None:
+        source.rows[id] = value
+        begun.set()
+        assert go.wait(LONG)
+
+    strategy = shelf(source, cache)
+    through = WriteThrough(cache, key="page:{id}", load=source.load, store=store, name="through")
+    writer = threading.Thread(target=through.put, args=(1, "older"))
+    writer.start()
+    assert begun.wait(LONG)
+    strategy.put(1, "newer")
+    assert strategy.flush(LONG).applied == 1
+    go.set()
+    writer.join(LONG)
+    assert [strategy.get(1), through.get(1), source.rows[1]] == ["newer"] * 3
+
+
+def test_a_writer_that_began_after_the_put_keeps_no_older_value_either() -> None:
+    source, cache = Source(), Cache()
+    begun, go = threading.Event(), threading.Event()
+
+    def store(id: int, value: str) -> None:
+        source.rows[id] = value
+        begun.set()
+        assert go.wait(LONG)
+
+    strategy = shelf(source, cache)
+    through = WriteThrough(cache, key="page:{id}", load=source.load, store=store, name="through")
+    strategy.put(1, "put first, written last")
+    writer = threading.Thread(target=through.put, args=(1, "in between"))
+    writer.start()
+    assert begun.wait(LONG)
+    assert strategy.flush(LONG).applied == 1
+    go.set()
+    writer.join(LONG)
+    assert through.get(1) == strategy.get(1) == source.rows[1] == "put first, written last"
+
+
+def test_the_first_look_into_a_file_drops_near_copies_from_before_it(tmp_path: Path) -> None:
+    source, cache = Source(r1="old"), Cache()
+    reader = ReadThrough(cache, key="page:{id}", load=source.load, name="reader")
+    assert reader.get(1) == "old"
+    strategy = shelf(source, cache, log=f"sqlite:///{tmp_path}/log")
+    strategy.put(1, "new")
+    assert strategy.flush(LONG).complete
+    assert strategy.get(1) == "new"
+
+
+class Interrupt(BaseException):
+    """Out of a signal handler."""
+
+
+def test_a_put_that_was_interrupted_leaves_no_older_copy_and_a_queue_that_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, cache = Source(r1="old"), Cache()
+    strategy = shelf(source, cache)
+    assert strategy.get(1) == "old"
+    near = cache.parts.near
+
+    def interrupted(*args: Any, **options: Any) -> bool:
+        raise Interrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(near, "store", interrupted)
+        with pytest.raises(Interrupt):
+            strategy.put(1, "new")
+    assert strategy.get(1) == "new"
+    with monkeypatch.context() as patch:
+        patch.setattr("cachekit.core.buffer.Op", interrupted)
+        with pytest.raises(Interrupt):
+            strategy.put(2, "lost")
+    strategy.put(2, "kept")
+    assert strategy.flush(LONG).complete
+    assert source.rows == {1: "new", 2: "kept"}
