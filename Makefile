@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint bench docs faults nightly clean
+.PHONY: demo test lint bench docs faults nightly servers clean
 
 demo: $(VENV)/.demo
 	$(PY) -m cachekit bench --quick --source-delay 2ms --html bench-report.html
@@ -32,11 +32,20 @@ nightly: $(VENV)/.dev faults
 	$(PY) tests/schedules/run.py --backend all --schedules $(SCHEDULES) --jobs 2
 	$(PY) tests/model/check_model.py --actors 2
 
+# Servers that speak DynamoDB's protocol, for the tests: ministack in an environment of its own (it
+# pins what boto3 needs newer), dynalite where there is npm.
+servers: .servers/.done
+.servers/.done:
+	$(PYTHON) -m venv .servers/ministack
+	.servers/ministack/bin/python -m pip --disable-pip-version-check -q install ministack
+	npm install --prefix .servers --no-audit --no-fund --silent dynalite
+	@touch $@
+
 docs: $(VENV)/.dev
 	$(PY) -m pytest tests/test_docs.py tests/test_examples.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .servers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cachekit needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 2; }

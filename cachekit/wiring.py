@@ -32,6 +32,7 @@ _BACKENDS = {
     "redis+sentinel": "cachekit.backends.redis:RedisBackend",
     "redis+clusters": "cachekit.backends.redis:RedisBackend",
     "redis+sentinels": "cachekit.backends.redis:RedisBackend",
+    "dynamodb": "cachekit.backends.dynamodb:DynamoDBBackend",
     "memcached": "cachekit.backends.memcached:MemcachedBackend",
     "memcacheds": "cachekit.backends.memcached:MemcachedBackend",
     "sqlite": "cachekit.backends.sqlite:SQLiteBackend",
