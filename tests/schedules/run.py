@@ -14,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import dynamodb_ground  # noqa: F401  # adds its ground
 from stand import SCHEDULES_PER_STAND, Stand
 
 STRICT: dict[str, Any] = {"coherence": "strict"}
@@ -26,7 +27,7 @@ def _far(ground: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 # What a seed may be played on, by the word on the command line; "all" are those in ALL.
-ALL = ("memory", "tiered", "sqlite", "redis", "memcached", "bus", "restarts")
+ALL = ("memory", "tiered", "sqlite", "redis", "memcached", "dynamodb", "bus", "restarts")
 BACKENDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "memory": [*_far("memory"), ("embedded", {})],
     "embedded": [("embedded", {})],
@@ -35,6 +36,8 @@ BACKENDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "sqlite": _far("sqlite"),
     "redis": _far("redis"),
     "memcached": _far("memcached"),
+    "dynamodb": _far("dynamodb"),
+    "dynamodb near": [("dynamodb", {"coherence": 1.0})],
     "tiered": [
         ("memory", {"coherence": 1.0}),
         ("memory", {"coherence": 1.0, "invalidation": "replay"}),
@@ -51,7 +54,7 @@ BACKENDS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "redis restarts": [("redis", STRICT)],
 }
 # Of these, "all" plays one in so many: they wait for real threads and real servers.
-FEWER = {"bus": 20, "restarts": 500}
+FEWER = {"dynamodb": 100, "bus": 20, "restarts": 500}
 BIASES: dict[str, dict[str, Any]] = {
     "restarts": {"restarts": True},
     "redis restarts": {"restarts": True},
