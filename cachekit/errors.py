@@ -63,7 +63,14 @@ class BackendUnavailable(BackendError):
 
 
 class PartUnavailable(BackendUnavailable):
-    """A part of the backend (a node of a cluster) can not be reached; others may well be."""
+    """A part of the backend (a node of a cluster) can not be reached; others may well be.
+
+    ``keys`` and ``tags`` of the call that lie there, where the backend can say: the rest of an
+    invalidation was carried out then, and ``part`` is the answer to the rest of a read."""
+
+    keys: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()
+    part: Any = None
 
 
 class BackendRefused(BackendError):

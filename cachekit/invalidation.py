@@ -8,14 +8,16 @@ section 3).
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 from .core.deadline import Deadline
+from .core.keys import physical
 from .core.near import Near
 from .core.notes import Note, NoteKind
 from .core.place import Place
-from .errors import BackendError, InvalidationFailed
+from .errors import BackendError, BackendUnavailable, InvalidationFailed, PartUnavailable
 from .observe import Meter, log
+from .packing import Found
 from .pending import SPACE, Name, Pending
 from .protocols import Stream
 from .runtime import AnyWorld, Runtime, drive
@@ -23,6 +25,8 @@ from .tiers import Far
 
 LAST_TRY = 1.5
 PART = 200  # keys or tags that are replayed in one step
+LOOKS = 3  # reads of an entry whose tags are being told of meanwhile
+Told = tuple[Sequence[Name], BackendError | None]  # what could not be told, and why
 
 
 class Invalidator:
@@ -101,12 +105,9 @@ class Invalidator:
         """The whole namespace, in O(1) on the far tier."""
         self.meter.count("clears")
         self.forget_near()
-        far = self.far
         try:
-            if far is not None:
-                await self._attempt(
-                    [SPACE], lambda: far.drop_space(world, far.deadline(world)), self.replay
-                )
+            if self.far is not None:
+                await self._attempt(world, SPACE)
         finally:
             self.forget_near()
 
@@ -124,56 +125,107 @@ class Invalidator:
         *,
         replay: bool | None = None,
     ) -> bool:
-        """The far tier's part of an invalidation; False if it could not be told and is queued."""
+        """The far tier's part of an invalidation; False if some of it could not be told and is
+        queued: that alone, where a part of the far tier took the rest."""
         far = self.far
         if far is None or not (keys or tags):
             return True
-        self.due()
-        names = [*(("key", k) for k in keys), *(("tag", t) for t in tags)]
-
-        async def both() -> None:
-            deadline = far.deadline(world)
-            if keys:
-                await far.void(world, keys, deadline)
-            if tags:
-                await far.drop_tags(world, tags, deadline)
-
-        return await self._attempt(names, both, self.replay if replay is None else replay)
+        self.due((), ())
+        named: list[list[Name]] = [[("key", k) for k in keys], [("tag", t) for t in tags]]
+        untold, why = await self._carry_out_all(
+            world, [names for names in named if names], far.deadline(world)
+        )
+        return why is None or self._failed(untold, why, self.replay if replay is None else replay)
 
     async def append(self, world: AnyWorld, payload: bytes) -> None:
         """An event for the maps of other processes: fails, or waits, as an invalidation does."""
-        far, stream = self.far, self.stream
-        if far is not None and stream is not None:
-            await self._attempt(
-                [("event", payload)],
-                lambda: far.append(world, stream, payload, far.deadline(world)),
-                self.replay,
-            )
+        if self.far is not None and self.stream is not None:
+            await self._attempt(world, ("event", payload))
 
-    async def _attempt(
-        self, names: Sequence[Name], call: Callable[[], Awaitable[None]], replay: bool
-    ) -> bool:
-        try:
-            await call()
-            return True
-        except BackendError as error:
-            self.meter.event("invalidations_failed", count=len(names))
-            if replay:
-                self.postpone(names)
-                return False
-            what = ", ".join(kind if kind == "event" else f"{kind} {n!r}" for kind, n in names[:3])
-            raise InvalidationFailed(
-                f"could not invalidate {what}: {error}; other processes may still see the old "
-                'value. Try again, or use Cache(invalidation="replay")',
-                backend=error.backend,
-                operation="invalidate",
-            ) from error
+    async def _attempt(self, world: AnyWorld, name: Name) -> None:
+        untold, why = await self._carry_out(world, [name], None)
+        if why is not None:
+            self._failed(untold, why, self.replay)
 
-    def due(self) -> bool:
-        """Whether anything must be replayed before the far tier is read."""
+    def _failed(self, names: Sequence[Name], error: BackendError, replay: bool) -> bool:
+        """Queue what could not be told, or raise: False then, and never True."""
+        self.meter.event("invalidations_failed", count=len(names))
+        if replay:
+            self.postpone(names)
+            return False
+        what = ", ".join(kind if kind == "event" else f"{kind} {n!r}" for kind, n in names[:3])
+        raise InvalidationFailed(
+            f"could not invalidate {what}: {error}; other processes may still see the old "
+            'value. Try again, or use Cache(invalidation="replay")',
+            backend=error.backend,
+            operation="invalidate",
+        ) from error
+
+    def due(self, keys: Iterable[str] | None = None, tags: Iterable[str] = ()) -> bool:
+        """Whether anything must be replayed before these keys and tags are read from the far tier
+        (None: before anything is). The tags of an entry that is found are the reader's to look
+        at: ``Pending.owed``, and ``settled`` from before the read."""
         if self.pending.load():
             self.postpone(())  # what another process left behind
-        return self.pending.blocking
+        if keys is None or not self.pending.blocking:
+            return self.pending.blocking
+        return bool(self.pending.owed(keys, tags))
+
+    async def read(
+        self,
+        world: AnyWorld,
+        keys: Sequence[str],
+        tags: Sequence[Sequence[str]],
+        ask: Callable[[Sequence[int]], Awaitable[Sequence[Found | None]]],
+        deadline: Deadline,
+        *,
+        whole: bool = False,
+    ) -> Sequence[Found | None]:
+        """What ``ask`` finds in the far tier (for positions in ``keys``), once all that is pending
+        for these keys and tags has been told. None where that is not possible now, or ``ask``
+        gives None; raises BackendError where it is so of all, or of one that must be ``whole``.
+
+        An entry may carry tags that the reader did not know: it counts only if none of them was
+        pending when it was asked for."""
+        if not self.due():
+            return await ask(range(len(keys)))
+        found: list[Found | None] = [None] * len(keys)
+        needs, left = [tuple(own) for own in tags], list(range(len(keys)))
+        why: BackendError | None = None
+        for _ in range(LOOKS):
+            wanted = {tag for i in left for tag in needs[i]}
+            # What hangs where these are told leaves time to ask for the others.
+            within = deadline if len(keys) == 1 else world.deadline(deadline.left() / 2)
+            try:
+                await self.settle(world, within, keys=[keys[i] for i in left], tags=wanted)
+            except BackendError as error:
+                why = error
+            asked = [i for i in left if not self.pending.owed([keys[i]], needs[i])]
+            if not asked:
+                break
+            mark, left = self.pending.settled, []
+            try:
+                answers = await ask(asked)
+            except BackendError as error:
+                why = error
+                break
+            for i, answer in zip(asked, answers, strict=True):
+                if answer is None or not self._overtaken(answer, mark):
+                    found[i] = answer
+                else:
+                    needs[i] = (*tags[i], *answer.tags)
+                    left.append(i)
+            if not left:
+                break
+        missing = found.count(None)
+        if missing and (whole or missing == len(found)):
+            raise why or BackendUnavailable("invalidations of these keys are being replayed")
+        return found
+
+    def _overtaken(self, found: Found, mark: int) -> bool:
+        """Whether a tag of an entry may have been pending when ``settled`` was at ``mark``."""
+        tags, pending = found.tags, self.pending
+        return bool(tags) and (bool(pending.owed((), tags)) or pending.settled != mark)
 
     def postpone_clear(self) -> None:
         """Invalidate the namespace in the background; until then all counts as missing here."""
@@ -241,31 +293,85 @@ class Invalidator:
         return left
 
     async def settle(
-        self, world: AnyWorld, deadline: Deadline | None = None, *, events: bool = False
+        self,
+        world: AnyWorld,
+        deadline: Deadline | None = None,
+        *,
+        keys: Iterable[str] | None = None,
+        tags: Iterable[str] = (),
+        events: bool = False,
     ) -> None:
-        """Carry out what is pending, part by part; raises BackendError while the far tier is away.
+        """Carry out what is pending for these keys and tags (None: all that is), part by part.
 
-        Within ``deadline`` in all, or with a budget of its own for each part. ``events`` too: those
-        can wait, since no read of this process depends on them."""
-        far = self.far
-        taken = self.pending.take() if far is not None else {}
-        for part in _parts(taken, events):
-            until = deadline or far.deadline(world)  # type: ignore[union-attr]  # else no part
-            await self._carry_out(world, part, until)
-            self.pending.done({name: taken[name] for name in part})
-            self.meter.count("invalidations_replayed", len(part))
+        What one part of the far tier can not take does not stop the rest; raises BackendError at
+        the end if anything is left. Within ``deadline`` in all, or with a budget of its own for
+        each part. ``events`` too: those can wait, since no read of this process depends on them."""
+        if self.far is None:
+            return
+        taken = self.pending.take() if keys is None else self.pending.owed(keys, tags)
+        _, why = await self._carry_out_all(world, _parts(taken, events), deadline, taken)
+        if why is not None:
+            raise why
 
-    async def _carry_out(self, world: AnyWorld, part: Sequence[Name], until: Deadline) -> None:
+    async def _carry_out_all(
+        self,
+        world: AnyWorld,
+        parts: Iterable[Sequence[Name]],
+        deadline: Deadline | None,
+        taken: Mapping[Name, int] | None = None,
+    ) -> Told:
+        """The parts one after the other; ``taken``: they are pending, and done with where told."""
+        left: list[Name] = []
+        first: BackendError | None = None
+        for part in parts:
+            if part[0][0] == "event" and left and left[-1][0] == "event":
+                untold: Sequence[Name] = part  # others hear them in their order
+            elif first is not None and deadline is not None and deadline.passed():
+                untold = part
+            else:
+                untold, why = await self._carry_out(world, part, deadline)
+                first = first or why
+            left += untold
+            if taken is not None and len(untold) < len(part):
+                kept = set(untold)
+                told = {name: taken[name] for name in part if name not in kept}
+                self.pending.done(told)
+                self.meter.count("invalidations_replayed", len(told))
+        return left, first
+
+    async def _carry_out(
+        self, world: AnyWorld, part: Sequence[Name], deadline: Deadline | None
+    ) -> Told:
+        """Tell the far tier of names of one kind."""
         far, kind = self.far, part[0][0]
         assert far is not None
-        if kind == "space":
-            await far.drop_space(world, until)
-        elif kind == "key":
-            await far.void(world, [name for _, name in part], until)
-        elif kind == "tag":
-            await far.drop_tags(world, [name for _, name in part], until)
-        elif self.stream is not None:
-            await far.append(world, self.stream, part[0][1], until)
+        until = deadline or far.deadline(world)
+        try:
+            if kind == "space":
+                await far.drop_space(world, until)
+            elif kind == "key":
+                await far.void(world, [name for _, name in part], until)
+            elif kind == "tag":
+                await far.drop_tags(world, [name for _, name in part], until)
+            elif self.stream is not None:
+                await far.append(world, self.stream, part[0][1], until)
+        except BackendError as error:
+            return _untold(part, error), error
+        return (), None
+
+
+def _untold(part: Sequence[Name], error: BackendError) -> Sequence[Name]:
+    """All of a part, unless the error names those that lie where nobody answers: all others were
+    told then."""
+    if isinstance(error, PartUnavailable):
+        lost = [
+            (kind, name)
+            for kind, name in part
+            if (kind == "key" and physical(name) in error.keys)
+            or (kind == "tag" and name in error.tags)
+        ]
+        return lost or part
+    return part
 
 
 def _parts(names: Iterable[Name], events: bool) -> Iterator[list[Name]]:

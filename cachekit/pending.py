@@ -6,6 +6,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from .backends.files import make_private_file, make_private_folder
@@ -23,6 +24,10 @@ class Pending:
     """While one is pending its key, or every entry with its tag, counts as missing in this
     process. Overflow becomes one invalidation of the whole namespace.
 
+    Looking takes no lock: ``owed`` sees every name that was added before and is not yet done.
+    ``settled`` moves when a tag or the namespace is done, before the name goes: who read an entry
+    in the meantime can not tell by the names alone that its tag was pending when the read began.
+
     With ``file`` what is pending survives the process (kill -9 too, not a power loss): whoever
     opens that file next replays it. A few microseconds an invalidation more, while the far tier
     is away."""
@@ -31,6 +36,7 @@ class Pending:
         self._names: dict[Name, int] = {}
         self._events = 0
         self._serial = 0
+        self.settled = 0
         self._lock = threading.Lock()
         self._journal = Journal(file, meter) if file is not None else None
 
@@ -60,8 +66,14 @@ class Pending:
 
     @property
     def blocking(self) -> bool:
-        """Whether any key, tag or namespace is pending: then nothing is read before the replay."""
+        """Whether any key, tag or namespace is pending."""
         return len(self) > self._events
+
+    def owed(self, keys: Iterable[str], tags: Iterable[str]) -> dict[Name, int]:
+        """What must be told before these can be read: of the keys, of the tags, the namespace."""
+        names = self._names  # one look: overflow puts another in its place
+        wanted = chain([SPACE], (("key", k) for k in keys), (("tag", t) for t in tags))
+        return {name: serial for name in wanted if (serial := names.get(name)) is not None}
 
     def add(self, names: Iterable[Name]) -> None:
         added, gone = list(names), []
@@ -74,8 +86,7 @@ class Pending:
                 self._names[name] = self._serial
             if len(self._names) > MAX_PENDING:
                 added, gone = [SPACE], [name for name in self._names if name != SPACE]
-                self._names.clear()
-                self._names[SPACE] = self._serial
+                self._names = {SPACE: self._serial}
                 self._events = 0
             if self._journal is not None:
                 self._journal.change(added, gone)
@@ -104,6 +115,7 @@ class Pending:
     def done(self, taken: dict[Name, int]) -> None:
         with self._lock:
             gone = [name for name, serial in taken.items() if self._names.get(name) == serial]
+            self.settled += any(kind in ("tag", "space") for kind, _ in gone)
             for name in gone:
                 del self._names[name]
                 self._events -= name[0] == "event"

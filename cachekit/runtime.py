@@ -16,7 +16,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -52,6 +52,7 @@ class ThreadWorld:
         self.runtime = runtime
         self.flights = FlightTable()
         self.opened: dict[Any, Any] = {}  # what was opened in this world, by its owner
+        self.ended = False
 
     def deadline(self, seconds: float) -> Deadline:
         return Deadline(seconds, self.runtime.clock)
@@ -131,6 +132,11 @@ class AsyncioWorld:
         self.opened: dict[Any, Any] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._staying: set[asyncio.Task[None]] = set()
+
+    @property
+    def ended(self) -> bool:
+        loop = self.loop()
+        return loop is None or loop.is_closed()
 
     def deadline(self, seconds: float) -> Deadline:
         return Deadline(seconds, self.runtime.clock)
@@ -259,10 +265,10 @@ class Runtime:
         self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncioWorld] = (
             weakref.WeakKeyDictionary()
         )
-        self._met_a_loop = False
+        self._worlds: tuple[AnyWorld, ...] = (self.threads,)
         self._pool: ThreadPoolExecutor | None = None
         self._running = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finaliser or signal handler may come back here
         self._forked: list[weakref.WeakMethod[Callable[[], None]]] = []
         _runtimes.add(self)
 
@@ -279,26 +285,33 @@ class Runtime:
         world = self._loops.get(loop)
         if world is None:
             with self._lock:
-                self._let_go()
-                self._met_a_loop = True
                 world = self._loops.setdefault(loop, AsyncioWorld(self, loop))
+                self._let_go()
         return world
 
-    def worlds(self) -> list[AnyWorld]:
-        with self._lock:
-            self._let_go()
-            return [self.threads, *self._loops.values()]
+    def worlds(self) -> Sequence[AnyWorld]:
+        """Waits for no lock: whoever asks may hold others."""
+        worlds = self._worlds
+        ended = len(worlds) > 1 and any(world.ended for world in worlds)
+        if ended and self._lock.acquire(blocking=False):
+            try:
+                self._let_go()
+            finally:
+                self._lock.release()
+        return self._worlds
 
     def in_flight(self, ident: Hashable) -> bool:
         """Whether a load of a key may be on its way, in any world. Takes no lock."""
         if ident in self.threads.flights:
             return True
-        return self._met_a_loop and any(ident in world.flights for world in self.worlds())
+        worlds = self._worlds
+        return len(worlds) > 1 and any(ident in world.flights for world in worlds)
 
     def _let_go(self) -> None:
         # What was opened in a loop refers to it: one that ended must be let go by hand.
         for ended in [loop for loop in self._loops if loop.is_closed()]:
-            del self._loops[ended]
+            self._loops.pop(ended, None)
+        self._worlds = (self.threads, *self._loops.values())
 
     def pool(self) -> ThreadPoolExecutor:
         pool = self._pool
@@ -345,11 +358,11 @@ class Runtime:
             pool.shutdown(wait=True, cancel_futures=False)
 
     def _after_fork(self) -> None:
-        self._lock, self.once = threading.Lock(), threading.Lock()
+        self._lock, self.once = threading.RLock(), threading.Lock()
         self._pool, self._running = None, 0
         self.threads.flights = FlightTable()
         self.threads.opened = {}  # the parent's sockets are the parent's
-        self._loops = weakref.WeakKeyDictionary()
+        self._loops, self._worlds = weakref.WeakKeyDictionary(), (self.threads,)
         for found in [held() for held in self._forked]:
             if found is not None:
                 found()

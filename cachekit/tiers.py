@@ -16,11 +16,11 @@ from .core.deadline import Deadline
 from .core.entry import INF
 from .core.keys import physical
 from .core.policy import Span
-from .errors import BackendError
+from .errors import BackendError, PartUnavailable
 from .guard import Guard
 from .observe import Meter
 from .packing import Found, Packer, Right
-from .protocols import Asking, Backend, Codec, Filling, Item, SlotState, Stream
+from .protocols import Asking, Backend, Codec, Filling, Item, Reading, SlotState, Stream
 from .runtime import AnyWorld, Runtime
 
 NONCE_TTL = 30 * 86400.0
@@ -59,44 +59,74 @@ class Far(Guard):
     ) -> list[Found]:
         """Entries of the keys, judged, with the nonces of each key's declared tags: one round
         trip (a second one only where a stored entry has tags that were not asked for)."""
+        found, lost = await self.read_parts(world, keys, tags, codec, deadline)
+        if lost is not None:
+            raise lost
+        return [f for f in found if f is not None]
+
+    async def read_parts(
+        self,
+        world: AnyWorld,
+        keys: Sequence[str],
+        tags: Sequence[Sequence[str]],
+        codec: Codec,
+        deadline: Deadline,
+    ) -> tuple[list[Found | None], BackendError | None]:
+        """The same, with None for keys of which, or of whose tags, the part of the backend can
+        not be reached, and why; raises where no other part can be either."""
         began = self.runtime.clock()
         names = [physical(key) for key in keys]
         asked = list(dict.fromkeys(chain.from_iterable(tags)))
-        reading = await self._use(
-            world,
-            "read",
-            deadline,
-            lambda s: s.slots.read(names, asked, deadline),
-        )
+        reading, lost = await self._slots(world, names, asked, deadline)
+        away = set() if lost is None else set(lost.tags)
         nonces = dict(zip(asked, reading.nonces, strict=True))
         opened = [
             wire.unpack(slot.data, name) if slot.data is not None else None
             for slot, name in zip(reading.slots, names, strict=True)
         ]
         more = [t for e in opened if e is not None for t, _ in e.tags if t not in nonces]
+        why: BackendError | None = lost
         if more:
             more = list(dict.fromkeys(more))
-            second = await self._use(
-                world,
-                "read",
-                deadline,
-                lambda s: s.slots.read([], more, deadline),
+            try:
+                second, also = await self._slots(world, [], more, deadline)
+            except BackendError as error:
+                why = error
+                away.update(more)
+            else:
+                nonces.update(zip(more, second.nonces, strict=True))
+                why = why or also
+                away.update(() if also is None else also.tags)
+        found: list[Found | None] = []
+        for i, (slot, entry) in enumerate(zip(reading.slots, opened, strict=True)):
+            if why is not None and (
+                (lost is not None and names[i] in lost.keys)
+                or not away.isdisjoint(tags[i])
+                or (entry is not None and not away.isdisjoint([tag for tag, _ in entry.tags]))
+            ):
+                found.append(None)
+                continue
+            space = reading.spaces[i]
+            judged = self.packer.judge(
+                slot.state, slot.stamp, slot.data, entry, names[i], space, nonces, codec
             )
-            nonces.update(zip(more, second.nonces, strict=True))
-        found = [
-            self.packer.judge(
-                slot.state,
-                slot.stamp,
-                slot.data,
-                opened[i],
-                names[i],
-                reading.spaces[i],
-                nonces,
-                codec,
-            )
-            for i, slot in enumerate(reading.slots)
-        ]
-        return [f._replace(asked=began) if f.readable else f for f in found]
+            found.append(judged._replace(asked=began) if judged.readable else judged)
+        if why is not None and not any(found):
+            raise why
+        return found, why
+
+    async def _slots(
+        self, world: AnyWorld, names: Sequence[str], tags: Sequence[str], deadline: Deadline
+    ) -> tuple[Reading, PartUnavailable | None]:
+        """What could be read; and if that is not all, why."""
+        try:
+            return await self._use(
+                world, "read", deadline, lambda s: s.slots.read(names, tags, deadline)
+            ), None
+        except PartUnavailable as error:
+            if error.part is None:
+                raise
+            return error.part, error
 
     # -- filling --------------------------------------------------------------------------
 

@@ -114,7 +114,7 @@ class FlightTable:
         """Take a flight out of the table, if it is still the one there."""
         with self._lock:
             if self._flights.get(flight.ident) is flight:
-                del self._flights[flight.ident]
+                self._flights.pop(flight.ident, None)  # a signal handler may have been here
 
     def detach(self, ident: Hashable, but: Flight | None = None) -> None:
         """Take the flight of a key out: it will keep nothing. ``but``: not if it is this one."""
@@ -122,7 +122,7 @@ class FlightTable:
             flight = self._flights.get(ident)
             if flight is None or flight is but:
                 return
-            del self._flights[ident]
+            self._flights.pop(ident, None)
             flight.detached = True
 
     def detach_tagged(self, tags: Iterable[str]) -> None:

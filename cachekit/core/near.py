@@ -48,7 +48,7 @@ class Near:
         self.max_weight = max_weight
         self.weigh = weigh
         self.mapping = mapping
-        self._section = Section()
+        self.section = Section()
         self.live = 0
         self.weight = 0.0
         self.refused = 0
@@ -71,7 +71,7 @@ class Near:
         if self.mapping is None:
             entry = self._entry(place)
         else:
-            with self._section as free:
+            with self.section as free:
                 entry = self._entry(place) if free else None
         verdict = Verdict.MISS if entry is None else judge(entry, self.clock())
         if entry is None or (verdict is not Verdict.MISS and not self._tags_hold(entry)):
@@ -87,20 +87,17 @@ class Near:
         """Whether an entry of an indexed table, or a block, may stand under a physical key."""
         return ident in self._named or self.mapping is not None or self.writers.blocked(ident)
 
-    def mend(self) -> None:  # see Section.mend
-        self._section.mend()
-
     def enlist(self, table: Table) -> None:
-        with self._section:
+        with self.section:
             self._tables.add(table)
 
     def tables(self) -> list[Table]:
-        with self._section:
+        with self.section:
             return list(self._tables)
 
     def reset_after_fork(self) -> None:
         """In a forked child: nothing is held, and nothing that may be half done is kept."""
-        self._section, self.buried = Section(), []
+        self.section, self.buried = Section(), []
         self.writers = Writers(self.clock)
         for table in list(self._tables):
             table.reset_after_fork()
@@ -161,7 +158,7 @@ class Near:
             weight = float(self.weigh(value)) if self.weigh is not None else 0.0
         except Exception:  # the user's function does not take this value: it is not kept
             weight = INF
-        with self._section as free:
+        with self.section as free:
             if not free:
                 return False
             if (
@@ -254,10 +251,10 @@ class Near:
 
     def kill(self, places: Iterable[Place]) -> None:
         """Invalidate: the entries go, blocks become contested. Final when this returns."""
-        with self._section as free:
+        with self.section as free:
             if not free:
                 kept = list(places)
-                self._section.defer(lambda: self.kill(kept))
+                self.section.defer(lambda: self.kill(kept))
                 return
             for place in places:
                 self.writers.contest(place.ident)
@@ -265,9 +262,9 @@ class Near:
 
     def kill_named(self, name: str) -> None:
         """The same for what the bus names: a physical key, which may not be here at all."""
-        with self._section as free:
+        with self.section as free:
             if not free:
-                self._section.defer(lambda: self.kill_named(name))
+                self.section.defer(lambda: self.kill_named(name))
                 return
             self.writers.contest(name)
             entry = self._named.get(name) if self.mapping is None else self.mapping.get(name)
@@ -275,10 +272,10 @@ class Near:
 
     def kill_tags(self, tags: Collection[str]) -> None:
         """Invalidate every entry that carries one of the tags: O(number of functions)."""
-        with self._section as free:
+        with self.section as free:
             if not free:
                 kept = list(tags)
-                self._section.defer(lambda: self.kill_tags(kept))
+                self.section.defer(lambda: self.kill_tags(kept))
                 return
             self.tag_clock.invalidate(tags)
             for table in self._tables:
@@ -287,9 +284,9 @@ class Near:
 
     def kill_table(self, table: Table) -> None:
         """Drop all entries of one function."""
-        with self._section as free:
+        with self.section as free:
             if not free:
-                self._section.defer(lambda: self.kill_table(table))
+                self.section.defer(lambda: self.kill_table(table))
                 return
             for shelf in table.shelves():
                 self._empty(shelf)
@@ -300,9 +297,9 @@ class Near:
 
     def clear(self) -> None:
         """Drop everything; blocks become contested."""
-        with self._section as free:
+        with self.section as free:
             if not free:
-                self._section.defer(self.clear)
+                self.section.defer(self.clear)
                 return
             self.tag_clock.invalidate_all()
             self.writers.contest_all()
@@ -318,28 +315,28 @@ class Near:
 
     def seize(self, places: Iterable[Place], writer: object, lease: float) -> None:
         """Block the places for a writer: their entries go, and no load may fill them."""
-        with self._section as free:
+        with self.section as free:
             for place in places:
                 self.writers.seize([place.ident], writer, lease)
                 if free:
                     self._kill(place)
                 else:
-                    self._section.defer(lambda place=place: self.kill([place]))  # type: ignore[misc]  # lambda default
+                    self.section.defer(lambda place=place: self.kill([place]))  # type: ignore[misc]  # lambda default
 
     def seize_tags(self, tags: Collection[str], writer: object, lease: float) -> None:
         """Block tags: entries with one are invalid, and none is kept until the end."""
-        with self._section:
+        with self.section:
             self.tag_clock.seize(tags, writer, lease)
         self.kill_tags(tags)
 
     def end_tags(self, tags: Collection[str], writer: object) -> None:
-        with self._section:
+        with self.section:
             self.tag_clock.end(tags, writer)
         self.kill_tags(tags)  # what was loaded in between may be old
 
     def end(self, places: Iterable[Place], writer: object) -> None:
         """The writer is done with the places."""
-        with self._section as free:
+        with self.section as free:
             for place in places:
                 if not self.writers.end(place.ident, writer) and free:
                     # Its block had run out: a load may have filled in between.
@@ -347,7 +344,7 @@ class Near:
 
     def touch(self, place: Place, span: Span) -> bool:
         """Give a live entry a new span from now; False if it is gone."""
-        with self._section as free:
+        with self.section as free:
             entry = self._entry(place) if free else None
             if entry is None or entry.deadline == -INF or not self._tags_hold(entry):
                 return False
@@ -362,7 +359,7 @@ class Near:
 
     def postpone(self, place: Place, seconds: float) -> None:
         """Serve a stale value as if fresh for a while: its refresh failed, the source may rest."""
-        with self._section as free:
+        with self.section as free:
             entry = self._entry(place) if free else None
             if entry is not None and entry.deadline != -INF and entry.extra is not None:
                 entry.deadline = min(self.clock() + seconds, entry.extra.expires)
@@ -392,7 +389,7 @@ class Near:
         self.live -= 1
         shelf.table.tally.hits += entry.uses
         entry.uses = 0.0
-        self._section.garbage.append(entry)
+        self.section.garbage.append(entry)
 
     def _empty(self, shelf: Shelf) -> None:
         for home in (shelf.hot, shelf.side):

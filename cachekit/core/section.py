@@ -46,17 +46,23 @@ class Section:
         self._busy = True
         return True
 
-    def mend(self) -> None:
-        """Let go of what this thread holds without being at work in it: before it waits for a
-        lock whose holder may wait for this one."""
-        if self._lock._is_owned() and not self._at_work():  # type: ignore[attr-defined]
-            self._let_go()
+    def mend(self) -> bool:
+        """Whether this thread is at work inside: then it must not wait for a lock whose holder
+        may wait for this one. What it holds without being at work is let go."""
+        if not self._lock._is_owned():  # type: ignore[attr-defined]
+            return False
+        if self._at_work():
+            return True
+        self._let_go()
+        return False
 
     def _at_work(self) -> bool:
-        """Whether the one who is inside is on this thread's stack."""
+        """Whether the one who is inside, or about to enter or leave, is on this thread's stack."""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             if self._busy and frame is self._frame:
+                return True
+            if frame.f_code in _DOORS and frame.f_locals.get("self") is self:
                 return True
             frame = frame.f_back
         return False
@@ -89,3 +95,6 @@ class Section:
     @property
     def idle(self) -> bool:
         return not self._busy and not self._deferred
+
+
+_DOORS = (Section.__enter__.__code__, Section.__exit__.__code__)

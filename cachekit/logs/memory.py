@@ -24,9 +24,17 @@ class MemoryLog(Queue):
         self._max = max_pending
 
     def append_now(
-        self, kind: OpKind, key: Any, value: Any, id: Any = None, keeper: object = None
+        self,
+        kind: OpKind,
+        key: Any,
+        value: Any,
+        id: Any = None,
+        keeper: object = None,
+        *,
+        over: bool = False,
     ) -> Op | None:
-        """Accept an operation, or None at the bound. ``keeper`` is kept as long as any waits."""
+        """Accept an operation, or None at the bound, if not ``over`` it. ``keeper`` is kept as
+        long as any waits."""
         buffer = self._buffer
         with self._lock:
             # An operation on a key that waits already takes no new room.

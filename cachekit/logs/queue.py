@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 from ..core.buffer import Buffer
 from ..core.ops import Dead, Op
@@ -33,6 +35,12 @@ class Queue:
         self._all = False
         self._idle = 0  # the batch size that a waiting worker waits for
         self.keeper: object | None = None  # kept alive while operations wait here
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """What all verbs take, for a caller who needs several of them as one step. Whoever is at
+        work in the near tier must not wait for it: its holder may wait for that."""
+        return self._lock
 
     # -- the worker's verbs ---------------------------------------------------------------
 

@@ -42,8 +42,7 @@ T = TypeVar("T")
 READERS = 16  # idle connections kept
 RIDERS = 256  # appends written along at most
 CLOSING = 5.0  # seconds to wait for a write in progress
-_NAP, _LONGEST_NAP = 0.00005, 0.005
-_MOMENT = 0.05  # seconds
+_NAP, _LONGEST_NAP, _MOMENT = 0.00005, 0.005, 0.05  # seconds
 
 
 class WouldWait(Exception):
@@ -58,7 +57,7 @@ class LogFile:
     def __init__(self, path: str, durable: bool) -> None:
         self.path = path
         self._durable = durable
-        self._turns = Turns()
+        self._turns = Turns(_TAKERS)
         self._writer: Open | None = None
         self._readers: list[Open] = []  # idle; list.pop and list.append are atomic
         gate.enlist(self)
@@ -164,14 +163,15 @@ class LogFile:
 
     def _in_turn(self, operation: str, deadline: Deadline, whole: Callable[[], T]) -> T:
         try:
-            self._turns.enter(Ticket(), deadline)
-        except TimeoutError as error:
-            raise translated(error, self.path, operation) from error
-        try:
-            return self._patient(operation, deadline, whole)
-        except BaseException as error:
-            self._forget_after(error)
-            raise
+            try:
+                self._turns.enter(Ticket(), deadline)
+            except TimeoutError as error:
+                raise translated(error, self.path, operation) from error
+            try:
+                return self._patient(operation, deadline, whole)
+            except BaseException as error:
+                self._forget_after(error)
+                raise
         finally:
             self._turns.leave()
 
@@ -185,11 +185,11 @@ class LogFile:
                 return [version]
         call = Append(queue, records, bounds)
         try:
-            if self._turns.enter(call, deadline):
-                try:
+            try:
+                if self._turns.enter(call, deadline):
                     self._lead(call, deadline)
-                finally:
-                    self._turns.leave()
+            finally:
+                self._turns.leave()
             if call.error is not None:
                 raise call.error
         except (BackendError, ConfigurationError):
@@ -200,9 +200,9 @@ class LogFile:
 
     def append_now(self, queue: str, record: Record, bounds: Bounds) -> int | None:
         """One append, if nobody else is at it and all is as usual; else nothing is done."""
-        if not self._turns.enter_now():
-            return None
         try:
+            if not self._turns.enter_now():
+                return None
             return self._write_one(queue, record, bounds) or None
         finally:
             self._turns.leave()
@@ -346,11 +346,10 @@ class LogFile:
         """Close what is open; the next step opens it anew."""
         try:
             self._turns.enter(Ticket(), Deadline(CLOSING, time.monotonic))
-        except TimeoutError:
-            return  # in use, by a log that is not closed
-        try:
             with gate:
                 self.close_idle()
+        except TimeoutError:  # in use, by a log that is not closed
+            return
         finally:
             self._turns.leave()
 
@@ -366,7 +365,7 @@ class LogFile:
             writer.close()
 
     def reset_after_fork(self) -> None:
-        self._turns = Turns()
+        self._turns = Turns(_TAKERS)
         # Closed before the fork, unless in use then: SQLite forbids even closing those here.
         _inherited.extend(self._readers)
         if self._writer is not None:
@@ -374,6 +373,7 @@ class LogFile:
         self._writer, self._readers = None, []
 
 
+_TAKERS = [vars(LogFile)[f].__code__ for f in ("append", "append_now", "_in_turn", "close")]
 _inherited: list[Open] = []
 _files: weakref.WeakSet[LogFile] = weakref.WeakSet()
 _by_path: weakref.WeakValueDictionary[tuple[str, bool], LogFile] = weakref.WeakValueDictionary()

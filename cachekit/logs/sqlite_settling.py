@@ -120,11 +120,14 @@ def _size_of_oldest(
     first, count = versions[0] if versions else 0, len(versions)
     if not 0 < first < LOW - count or versions != [*range(first, first + count)]:
         return None
-    found, lowest, size = db.execute(
-        "SELECT count(*), min(id), sum(size) FROM ops WHERE id > ? AND id <= ?",
-        (base, base | versions[-1]),
-    ).fetchone()
-    return int(size) if found == count and lowest == base | first else None
+    rows = db.execute(
+        "SELECT key, id, size FROM ops WHERE id > ? AND id <= ? ORDER BY id LIMIT ?",
+        (base, base | versions[-1], count + 1),
+    ).fetchall()
+    # Keys too: an owner of a file that was deleted may come late, to one begun anew.
+    if [(key, id & LOW) for key, id, _ in rows] != list(done):
+        return None
+    return sum([int(size) for _, _, size in rows])
 
 
 def _count(

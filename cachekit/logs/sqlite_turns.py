@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from threading import get_ident
+from types import CodeType
 
 from ..core.deadline import Deadline
 from ..protocols.log import Bounds, Record
+
+LOOK = 0.05  # seconds between looks at whether the holder is at work
 
 
 class Ticket:
@@ -41,10 +45,13 @@ class Append(Ticket):
 class Turns:
     """One writer at a time, in order of arrival. Costs next to nothing where nobody waits.
 
-    An exception out of a signal handler can come between taking the turn and the caller's ``try``:
-    a thread that finds the turn its own already goes on with it."""
+    A thread that finds the turn its own already, in a signal handler say, goes on with it. An
+    exception out of a handler can keep a thread from giving its turn back, wherever that is tried.
+    So who waits looks now and then whether the holder is at work: whether one of ``takers``, the
+    code that takes turns, is on its stack."""
 
-    def __init__(self) -> None:
+    def __init__(self, takers: Collection[CodeType] = ()) -> None:
+        self._takers = frozenset(takers)
         self._holder = 0  # the thread whose turn it is
         self._lock = threading.Lock()
         self._waiting: deque[Ticket] = deque()
@@ -74,7 +81,7 @@ class Turns:
             wake.acquire()
             self._waiting.append(ticket)
         try:
-            woken = wake.acquire(timeout=min(deadline.left(), threading.TIMEOUT_MAX))
+            woken = self._wait(wake, deadline)
         except BaseException:
             if self._give_up(ticket):
                 self.leave()
@@ -117,12 +124,36 @@ class Turns:
                 one.wake.release()
 
     def leave(self) -> None:
+        """Give the turn on, if it is this thread's: belongs in a ``finally`` around the taking
+        too, which an exception can come out of with the turn taken."""
         with self._lock:
-            if not self._waiting:
-                self._holder = 0
+            if self._holder == get_ident():
+                self._pass_on()
+
+    def _pass_on(self) -> None:
+        if not self._waiting:
+            self._holder = 0
+            return
+        ticket = self._waiting.popleft()
+        ticket.chosen = True
+        self._holder = ticket.thread
+        if ticket.wake is not None:
+            ticket.wake.release()
+
+    def _wait(self, wake: threading.Lock, deadline: Deadline) -> bool:
+        while (left := deadline.left()) > LOOK:
+            if wake.acquire(timeout=LOOK):
+                return True
+            self._take_from_the_idle()
+        return wake.acquire(timeout=max(0.0, left))
+
+    def _take_from_the_idle(self) -> None:
+        holder = self._holder
+        frame = sys._current_frames().get(holder)
+        while frame is not None:
+            if frame.f_code in self._takers:
                 return
-            ticket = self._waiting.popleft()
-            ticket.chosen = True
-            self._holder = ticket.thread
-            if ticket.wake is not None:
-                ticket.wake.release()
+            frame = frame.f_back
+        with self._lock:
+            if self._takers and holder and self._holder == holder:
+                self._pass_on()

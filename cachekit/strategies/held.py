@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..core.deadline import Deadline
@@ -100,9 +100,10 @@ class Held:
         self._start = start
         self._closed = closed
         self._most = most
-        self.order = threading.RLock()
         lane = f"{name}/{parts.runtime.token().hex()}"
         self.queue: MemoryLog = MemoryLog(parts.runtime.clock, most, lane)
+        # One lock over log and near tier: both see racing puts in one order.
+        self.order = self.queue.lock
 
     async def accept(
         self, world: AnyWorld, kind: OpKind, items: Sequence[Item], deadline: Deadline
@@ -112,15 +113,18 @@ class Held:
             place = item.place
             assert place is not None
             while True:
-                # One lock over log and near tier: both see racing puts in one order.
-                self._parts.near.mend()
+                if self._parts.near.section.mend():
+                    if (error := self._closed()) is not None:
+                        return Outcome(error=error)
+                    self._parts.near.section.defer(partial(self._late, kind, item, place))
+                    break
                 with self.order:
                     if (error := self._closed()) is not None:
                         return Outcome(error=error)
-                    op = self.queue.append_now(kind, place.ident, item.value, item.id, self._owner)
-                    if op is not None:
-                        self._show(kind, item.value, item.tags, place)
-                        break
+                    op = self._append(kind, item, place)
+                if op is not None:
+                    self._show(op, item.tags, place)
+                    break
                 self._start(world)
                 if deadline.passed():
                     return Outcome(error=queue_full(self._most, taken))
@@ -128,22 +132,40 @@ class Held:
             taken.append(item)
         return Outcome(Written())
 
+    def _append(self, kind: OpKind, item: Item, place: Place, *, over: bool = False) -> Op | None:
+        """None: there is no room."""
+        key, value, owner = place.ident, item.value, self._owner
+        try:
+            return self.queue.append_now(kind, key, value, item.id, owner, over=over)
+        except BaseException:  # out of a signal handler, say: it may have been accepted
+            self._parts.near.kill([place])
+            raise
+
+    def _late(self, kind: OpKind, item: Item, place: Place) -> None:
+        """What a finaliser put from inside the near tier, when that is left. Beyond the bound if
+        need be: it was accepted."""
+        op = self._append(kind, item, place, over=True)
+        if op is not None:
+            self._show(op, item.tags, place)
+
     def accept_now(self, key: str, id: Any, value: Any) -> bool:
         ident = physical(key)
         near = self._parts.near
-        near.mend()
-        with self.order:
-            if self._owner._closed:
-                return False
-            try:
-                if self.queue.append_now(OpKind.PUT, ident, value, id, self._owner) is None:
+        if near.section.mend():
+            return False
+        try:
+            with self.order:
+                if self._owner._closed:
                     return False
-                # Looked at after the append: what boards later finds the operation.
-                if self._parts.runtime.in_flight(ident) or near.may_hold(ident):
-                    self._show(OpKind.PUT, value, (), self._owner.place(id))
-            except BaseException:  # out of a signal handler, say: it may have been accepted
-                near.kill_named(ident)
-                raise
+                op = self.queue.append_now(OpKind.PUT, ident, value, id, self._owner)
+            if op is None:
+                return False
+            # Looked at after the append: what boards later finds the operation.
+            if self._parts.runtime.in_flight(ident) or near.may_hold(ident):
+                self._show(op, (), self._owner.place(id))
+        except BaseException:  # as in _append
+            near.kill_named(ident)
+            raise
         return True
 
     def taken(self, ops: Sequence[Op]) -> None:
@@ -164,13 +186,20 @@ class Held:
             if not self.queue.has_room():
                 await changed(seconds)
 
-    def _show(self, kind: OpKind, value: Any, tags: tuple[str, ...], place: Place) -> None:
-        """Let reads of this process see the operation."""
+    def _show(self, op: Op, tags: tuple[str, ...], place: Place) -> None:
+        """Let reads of this process see an operation that was appended."""
         parts = self._parts
-        for world in parts.runtime.worlds():
-            world.flights.detach(place.ident)
-        if kind is OpKind.DELETE or not self._store(value, tags, place):
-            parts.near.kill([place])
+        kept = False
+        try:
+            for world in parts.runtime.worlds():
+                world.flights.detach(place.ident)  # holding no lock: others may hold that table
+            with self.order:
+                # If it is not the newest any more, whoever accepted that shows it.
+                if op.kind is OpKind.PUT and self.queue.pending(op.key) is op:
+                    kept = self._store(op.value, tags, place)
+        finally:
+            if not kept:
+                parts.near.kill([place])
 
     def _store(self, value: Any, tags: tuple[str, ...], place: Place) -> bool:
         """Whether there is a near copy now."""

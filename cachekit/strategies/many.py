@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from ..core.deadline import Deadline
 from ..core.entry import MISSING, Verdict
 from ..core.flights import Flight, led
 from ..core.outcome import Outcome
@@ -54,17 +55,17 @@ async def peek_many(
         if mine:
             watches[i] = flight
     try:
-        if reader.invalidator.due():
-            await reader.invalidator.settle(world, far.deadline(world))
-        answers = await far.read(
+        answers = await _look(
+            reader,
             world,
+            far,
             [places[i].text or "" for i in missing],
             [tags[i] for i in missing],
-            recipe.codec,
+            recipe,
             far.deadline(world),
         )
         for i, answer in zip(missing, answers, strict=True):
-            if answer.readable:
+            if answer is not None and answer.readable:
                 found[i] = answer.value
                 reader.meter.count("far_hits")
                 if answer.verdict is Verdict.FRESH and i in watches:
@@ -87,6 +88,29 @@ async def peek_many(
             world.flights.leave(flight)
             flight.hand_on()
     return found
+
+
+async def _look(
+    reader: Reader,
+    world: AnyWorld,
+    far: Far,
+    keys: Sequence[str],
+    tags: Sequence[Sequence[str]],
+    recipe: Recipe,
+    deadline: Deadline,
+) -> Sequence[Found | None]:
+    """Keys of the far tier, after the invalidations that are pending for them. None for those
+    that lie where nobody answers; raises where that is so of all, or of any in strict mode."""
+
+    async def ask(some: Sequence[int]) -> Sequence[Found | None]:
+        found, why = await far.read_parts(
+            world, [keys[i] for i in some], [tags[i] for i in some], recipe.codec, deadline
+        )
+        if why is not None and reader.strict:
+            raise why
+        return found
+
+    return await reader.invalidator.read(world, keys, tags, ask, deadline, whole=reader.strict)
 
 
 async def read_many(
@@ -129,6 +153,7 @@ class _Batch:
         }
         self.outcomes: dict[Any, Outcome] = {}
         self.rights: dict[Any, Right | None] = {}
+        self.away: set[Any] = set()  # those that the far tier could not be asked for
 
     def _loader_of(self, position: int) -> Callable[[AnyWorld], Awaitable[Outcome]]:
         async def load_one(world: AnyWorld) -> Outcome:
@@ -204,20 +229,22 @@ class _Batch:
 
     async def _ask(self, far: Far, lead: dict[Any, Flight], seq: int) -> dict[Any, Right | None]:
         reader, world, recipe = self.reader, self.world, self.recipe
-        if reader.invalidator.due():
-            await reader.invalidator.settle(world, far.deadline(world))
         idents = list(lead)
         jobs = [self.jobs[ident] for ident in idents]
         tags = [job.tags for job in jobs]
         keys = [job.place.text or "" for job in jobs]
         deadline = far.deadline(world)
-        founds = await far.read(world, keys, tags, recipe.codec, deadline)
+        founds = await _look(reader, world, far, keys, tags, recipe, deadline)
         missing: list[tuple[Any, str, Found, tuple[str, ...]]] = []
         for ident, job, key, found in zip(idents, jobs, keys, founds, strict=True):
-            if found.readable:
+            if found is None:
+                self.away.add(ident)
+            elif found.readable:
                 self.outcomes[ident] = reader.serve(world, job, lead[ident], seq, found)
             else:
                 missing.append((ident, key, found, job.tags))
+        if not missing:
+            return {}
         if recipe.discovery is not None and missing:
             remembered = await recipe.discovery.recall_many(
                 world, far, [(key, tags) for _, key, _, tags in missing], deadline
@@ -285,7 +312,7 @@ class _Batch:
             job, right, flight = self.jobs[ident], self.rights.get(ident), lead[ident]
             self.outcomes[ident] = Outcome(value)
             answer = await reader.filler.prepare(
-                world, job, value, cost, flight, seq, right, local=local
+                world, job, value, cost, flight, seq, right, local=local or ident in self.away
             )
             if isinstance(answer, bool):
                 certain[ident] = answer

@@ -101,10 +101,17 @@ class Reader(Loader):
         self, world: AnyWorld, far: Far, key: str, job: Job, tags: Sequence[str], deadline: Deadline
     ) -> Found:
         """One key of the far tier, after the invalidations that are still pending."""
-        if self.invalidator.due():
-            await self.invalidator.settle(world, deadline)
-        (found,) = await far.read(world, [key], [tags], job.recipe.codec, deadline)
-        return found
+        codec = job.recipe.codec
+        if not self.invalidator.due():
+            (found,) = await far.read(world, [key], [tags], codec, deadline)
+            return found
+
+        async def ask(_: Sequence[int]) -> Sequence[Found]:
+            return await far.read(world, [key], [tags], codec, deadline)
+
+        (after,) = await self.invalidator.read(world, [key], [tags], ask, deadline)
+        assert after is not None  # or it raised
+        return after
 
     async def _lead(self, world: AnyWorld, job: Job, flight: Flight, seen: Found | None) -> Outcome:
         token = led.set((*led.get(), flight))

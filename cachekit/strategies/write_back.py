@@ -327,7 +327,7 @@ class WriteBack(Strategy):
     def _end(self, timeout: float) -> float:
         """Accept no more. How long to wait for what was accepted, where anybody here writes it."""
         again = self._closed
-        self._parts.near.mend()
+        self._parts.near.section.mend()
         with self._order:  # whoever was accepted before is in the flush that follows
             self._closed = True
         return timeout if self._flusher.works and not again else 0.0

@@ -134,11 +134,11 @@ def test_p08_a_real_server_that_will_not_serve_costs_no_caller_his_value(
 
 
 @contextmanager
-def _under_load(caller: Caller, *, writes: bool = True) -> Iterator[None]:
+def _under_load(caller: Caller) -> Iterator[None]:
     """A crowd of 8 threads or 50 tasks calls all the while; it had no problem at the end."""
     caller.call(range(5))
     end = threading.Event()
-    crowd = caller.crowd(8 if caller.world == "plain" else 50, end, writes=writes)
+    crowd = caller.crowd(8 if caller.world == "plain" else 50, end)
     try:
         wait_for_hits(caller)
         yield
@@ -217,8 +217,7 @@ def test_p09_slots_that_move_under_load_reach_no_caller(cluster: Cluster, world:
 def test_p09_a_cluster_that_loses_a_node_costs_only_hits(cluster: Cluster, world: str) -> None:
     caller = Caller(cluster.url, world, namespace=f"node-{world}")
     asked = cluster.clients[1]
-    # No writes: while one of them can not be told, nothing is read from any node.
-    with _under_load(caller, writes=False):
+    with _under_load(caller):
         cluster.nodes[2].kill()
         wait_for(lambda: asked.cluster("info")["cluster_slots_fail"] != "0", 20)
         wait_for_hits(caller)  # of the slots of the others

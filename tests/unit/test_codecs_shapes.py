@@ -113,7 +113,6 @@ ORDER = Order(7, [Line("a", decimal.Decimal("1.10"), (1, 2)), Line("b", decimal.
         (dict[Point, Level], {Point(1): Level.LOW}),
         (Access | Point, {Access.READ: {Point(1)}}),
     ],
-    ids=repr,
 )
 def test_an_annotated_class_comes_back_exactly(annotation, value):
     codec = ExactJson().with_types(registry_of(annotation))
@@ -148,7 +147,6 @@ def test_an_annotated_class_comes_back_exactly(annotation, value):
         (object(), set()),
         ([[Line]], {Line}),
     ],
-    ids=repr,
 )
 def test_the_classes_of_an_annotation_are_found_to_any_depth(annotation, classes):
     assert registry_of(annotation) == classes
@@ -322,7 +320,6 @@ def test_registering_gives_a_new_codec_and_leaves_the_old_one():
 @pytest.mark.parametrize(
     "cls",
     [object, collections.OrderedDict, ValueError, enum.Enum, type("Plain", (), {})],
-    ids=repr,
 )
 def test_a_class_that_can_not_be_kept_exactly_is_refused_at_registration(cls):
     with pytest.raises(ConfigurationError, match=cls.__name__):

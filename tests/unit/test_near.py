@@ -236,7 +236,7 @@ def test_a_value_whose_end_calls_the_cache_harms_nothing(how: str) -> None:
     assert seen
     near = cache.parts.near
     assert near.live == load.cached_function.table.size() <= 4
-    assert near._section.idle
+    assert near.section.idle
     load.invalidate(1)
     assert load.peek(1) is cachekit.MISSING
     alive.clear()  # whatever is left may die in peace
@@ -247,7 +247,7 @@ def test_an_invalidation_from_under_the_lock_is_carried_out_when_it_is_free(by: 
     near, table, _ = _near()
     place = table.place((1,))
     near.store(place, "v", LONG, tags=("t",), seq=near.seq)
-    with near._section:
+    with near.section:
         {
             "kill": lambda: near.kill(iter([place])),
             "kill_tags": lambda: near.kill_tags(iter(["t"])),

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, Self
 
 import pytest
 import redis
 from redis_faults import WORLDS, free_port, in_world, new_id, the_whole_story
+from redis_nodes import is_whole, three_nodes, within
 
 from cachekit import Cache
 from cachekit.backends.redis import RedisBackend
-from cachekit.backends.redis.cluster import LONGEST, SHORTEST, STRIKES, Health, SlotMap
+from cachekit.backends.redis.cluster import SlotMap
+from cachekit.backends.redis.health import LONGEST, SHORTEST, STRIKES, Health
 from cachekit.backends.redis.layout import bus_channel
 from cachekit.backends.redis.wire import Address
 from cachekit.core.notes import NoteKind, unpack
@@ -31,25 +31,7 @@ BOTH = pytest.mark.parametrize("world", WORLDS)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[list[RedisServer]]:
-    if not shutil.which("redis-cli"):
-        pytest.skip("no redis-cli on PATH to put a cluster together")
-    with ExitStack() as stack:
-        nodes = []
-        for _ in range(3):
-            bus = free_port()  # the default, port + 10000, may lie beyond 65535
-            options = ["--cluster-enabled", "yes", "--cluster-port", str(bus)]
-            options += ["--cluster-require-full-coverage", "no", "--cluster-node-timeout", "600"]
-            options += ["--repl-diskless-sync-delay", "0"]
-            nodes.append(stack.enter_context(RedisServer([*options, "--save", ""])))
-        addresses = [f"127.0.0.1:{node.port}" for node in nodes]
-        subprocess.run(
-            ["redis-cli", "--cluster", "create", *addresses, "--cluster-yes"],
-            check=True,
-            capture_output=True,
-            timeout=60,
-        )
-        clients = [stack.enter_context(redis.Redis(port=node.port)) for node in nodes]
-        within(30, lambda: all(is_whole(client) for client in clients))
+    with three_nodes() as nodes:
         yield nodes
 
 
@@ -257,18 +239,6 @@ def asked_for_slots(nodes: list[RedisServer]) -> int:
         with redis.Redis(port=node.port) as client:
             count += client.info("commandstats").get("cmdstat_cluster|slots", {"calls": 0})["calls"]
     return count
-
-
-def within(seconds: float, is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def is_whole(client: redis.Redis) -> bool:
-    told = client.cluster("info")
-    return (told["cluster_state"], told["cluster_slots_ok"]) == ("ok", "16384")
 
 
 @BOTH

@@ -300,7 +300,7 @@ def test_a_fill_under_way_in_the_parent_does_not_lock_the_child_out() -> None:
     load = cache.cached(lambda x: x)
 
     def hold() -> None:
-        with cache.parts.near._section:
+        with cache.parts.near.section:
             entered.set()
             gate.wait(WAIT)
 

@@ -82,7 +82,6 @@ def test_a_float_becomes_a_decimal_that_reads_back_as_it(number: float) -> None:
     "bad",
     [float("nan"), float("inf"), Decimal("-Infinity"), 10**38 + 1, 1e300, object(), set(), {1, "x"},
      {"": 1}, {1: 2}, "\ud800", [{"deep": float("nan")}]],
-    ids=repr,
 )  # fmt: skip
 def test_a_row_that_has_no_exact_form_fails_alone(shop: DynamoDBShop, bad: Any) -> None:
     failed = shop.sink().write_many([put(1, {"name": "pen"}), put(2, {"secret": bad})])
@@ -213,7 +212,6 @@ def test_keys_of_the_fence_in_the_same_table_are_not_for_rows(shop: DynamoDBShop
     "options",
     [{"table": ""}, {"key": ("a", "b")}, {"columns": []}, {"columns": "name"}, {"columns": ["id"]},
      {"client": object()}, {"to_row": "x"}, {"fence_table": None}],
-    ids=str,
 )  # fmt: skip
 def test_what_can_not_fit_together_is_told_at_once(options: Any) -> None:
     with pytest.raises(ConfigurationError):

@@ -225,3 +225,32 @@ def test_a_rider_that_was_written_has_no_turn() -> None:
     assert results == [False]
     turns.leave()
     assert turns.enter(Ticket(), soon(0))
+
+
+def test_a_turn_whose_holder_is_not_at_work_any_more_is_taken_from_it() -> None:
+    def work(turns: Turns, hold: threading.Event | None) -> None:
+        turns.enter(Ticket(), Deadline(15.0, time.monotonic))
+        held.set()
+        if hold is not None:
+            hold.wait(15)
+
+    held, hold, end = threading.Event(), threading.Event(), threading.Event()
+    for at_work in (True, False):
+        turns = Turns([work.__code__])
+        held.clear()
+
+        def run(turns: Turns = turns, at_work: bool = at_work) -> None:
+            work(turns, hold if at_work else None)  # ends with the turn taken
+            end.wait(15)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert held.wait(15)
+        if at_work:
+            with pytest.raises(TimeoutError):
+                turns.enter(Ticket(), Deadline(0.3, time.monotonic))
+        else:
+            assert turns.enter(Ticket(), Deadline(15.0, time.monotonic))
+            turns.leave()
+    hold.set()
+    end.set()

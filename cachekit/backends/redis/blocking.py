@@ -22,6 +22,7 @@ from .wire import (
     Batch,
     Command,
     Login,
+    NotTried,
     ProtocolViolation,
     Replies,
     check_width,
@@ -173,17 +174,23 @@ class Pool:
         self._closed = False
 
     def take(self, until: float) -> Connection:
+        return self.reserve(until) or self.open(until)
+
+    def reserve(self, until: float) -> Connection | None:
+        """An open connection, or None for the right to ``open`` one, which must be used."""
         while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
                 found = self._wait(until)
                 if found is None:
-                    break
+                    return None
                 connection = found
             if connection.is_quiet():
                 return connection
             self.discard(connection)
+
+    def open(self, until: float) -> Connection:
         try:
             return Connection(self._address, self._login, until)
         except BaseException:
@@ -221,6 +228,10 @@ class Pool:
         connection.close()
         self._forget_one()
 
+    def give_up(self) -> None:
+        """The right to open a connection goes unused."""
+        self._forget_one()
+
     def _forget_one(self) -> None:
         with self._changed:
             self._open -= 1
@@ -233,6 +244,88 @@ class Pool:
                 self._idle.pop().close()
             except IndexError:
                 return
+
+
+class _Exchange:
+    """One call to several servers. What needs no connecting is sent first, and its replies count
+    whenever they came: a server that hangs, connecting even, takes its own time alone."""
+
+    def __init__(self, batches: Sequence[Batch], until: float) -> None:
+        self.results: list[Replies | Exception] = [Replies() for _ in batches]
+        self._batches = batches
+        self._until = until
+        self._fair = (monotonic() + until) / 2  # who began later may say that others were slow
+        self._late: set[int] = set()
+        self._to_open: list[tuple[int, Pool]] = []
+        self._held: list[tuple[int, Pool, Connection]] = []
+
+    def reserve(self, i: int, pool: Pool) -> None:
+        try:
+            connection = pool.reserve(self._until)
+        except TimeoutError as error:
+            self.results[i] = NotTried(str(error))
+            return
+        if connection is None:
+            self._to_open.append((i, pool))
+        else:
+            self._held.append((i, pool, connection))
+            self._send(i, connection)
+
+    def run(self) -> None:
+        while self._to_open:
+            i, pool = self._to_open.pop(0)
+            self._connect(i, pool)
+        while self._held:
+            i, pool, connection = self._held[-1]
+            if not isinstance(self.results[i], Exception):
+                self._receive(i, connection)
+            self._held.pop()
+            result = self.results[i]
+            if isinstance(result, Exception) or closes(result):
+                pool.discard(connection)
+            else:
+                pool.give(connection)
+
+    def abandon(self) -> None:
+        for _, pool in self._to_open:
+            pool.give_up()
+        for _, pool, connection in self._held:
+            pool.discard(connection)
+
+    def _connect(self, i: int, pool: Pool) -> None:
+        began = monotonic()
+        if began >= self._until:
+            pool.give_up()
+            self.results[i] = NotTried("another server used up the call's time")
+            return
+        try:
+            connection = pool.open(self._until)
+        except Exception as error:
+            self.results[i] = self._judged(error, began > self._fair)
+            return
+        self._held.append((i, pool, connection))
+        self._send(i, connection)
+
+    def _send(self, i: int, connection: Connection) -> None:
+        if monotonic() > self._fair:
+            self._late.add(i)
+        try:
+            connection.send(pack(self._batches[i][1]), self._until)
+        except Exception as error:
+            self.results[i] = self._judged(error, i in self._late)
+
+    def _receive(self, i: int, connection: Connection) -> None:
+        commands = self._batches[i][1]
+        try:
+            replies = connection.receive(len(commands), self._until)
+            for command, reply in zip(commands, replies, strict=True):
+                check_width(reply, width(command))
+            self.results[i] = replies
+        except Exception as error:
+            self.results[i] = self._judged(error, i in self._late)
+
+    def _judged(self, error: Exception, late: bool) -> Exception:
+        return NotTried(str(error)) if late and isinstance(error, TimeoutError) else error
 
 
 class BlockingWire:
@@ -272,44 +365,16 @@ class BlockingWire:
         return replies
 
     async def call_many(self, batches: Sequence[Batch], until: float) -> list[Replies | Exception]:
-        results: list[Replies | Exception] = [Replies() for _ in batches]
-        held: list[tuple[int, Pool, Connection]] = []
+        exchange = _Exchange(batches, until)
         try:
             # In one order everywhere: two callers can not wait for each other's connections.
             for i in sorted(range(len(batches)), key=lambda i: batches[i][0]):
-                pool = self._pool(batches[i][0])
-                try:
-                    connection = pool.take(until)
-                except Exception as error:
-                    results[i] = error
-                    continue
-                held.append((i, pool, connection))
-            for i, _, connection in held:
-                try:
-                    connection.send(pack(batches[i][1]), until)
-                except Exception as error:
-                    results[i] = error
-            while held:
-                i, pool, connection = held[-1]
-                if not isinstance(results[i], Exception):
-                    try:
-                        replies = connection.receive(len(batches[i][1]), until)
-                        for command, reply in zip(batches[i][1], replies, strict=True):
-                            check_width(reply, width(command))
-                        results[i] = replies
-                    except Exception as error:
-                        results[i] = error
-                held.pop()
-                result = results[i]
-                if isinstance(result, Exception) or closes(result):
-                    pool.discard(connection)
-                else:
-                    pool.give(connection)
+                exchange.reserve(i, self._pool(batches[i][0]))
+            exchange.run()
         except BaseException:
-            for _, pool, connection in held:
-                pool.discard(connection)
+            exchange.abandon()
             raise
-        return results
+        return exchange.results
 
     async def close(self) -> None:
         pools, self._pools = self._pools, {}

@@ -13,19 +13,21 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from redis.crc import key_slot
 
 from ...runtime import drive
 from .blocking import BlockingWire
-from .routes import Call, Found, checked, values_of
+from .health import LONGEST, SHORTEST, Health
+from .routes import Call, Found, checked, is_lost, values_of
 from .wire import (
     Address,
     Command,
     ErrorReply,
+    InPart,
     NodeDown,
     NodeReplies,
+    NotTried,
     ProtocolViolation,
     Replies,
     Reply,
@@ -34,15 +36,13 @@ from .wire import (
 )
 
 HOPS = 5
+COPIES = 8  # of a record: wherever the nodes part the slots, most lie apart
 PAUSE = 0.01  # seconds
+SLOTS = 16384
 RELEARN = frozenset({"MOVED", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING"})
 
-# Seconds until a node that is down is tried again, and the map asked for again: from the first
-# to the second, doubled each time that it was of no use.
-SHORTEST, LONGEST = 0.2, 0.8  # less than a breaker's pause: its probe shall reach the node
 STEADY = 4 * LONGEST  # seconds without need after which the pauses begin anew
 REFRESH = 2.0  # seconds for one question for the map, half of what is left for each node
-STRIKES = 3  # failures of a node, one after the other, until it is down
 
 Flight = concurrent.futures.Future[Exception | None] | asyncio.Task[Exception | None]
 
@@ -83,56 +83,6 @@ class SlotMap:
     @property
     def masters(self) -> list[Address]:
         return list(dict.fromkeys([*(m for _, _, m in self.ranges), *self.moved.values()]))
-
-
-@dataclass(slots=True)
-class _Ill:
-    strikes: int = 0
-    known: float = 0.0
-    until: float = 0.0
-    pause: float = 0.0
-
-
-class Health:
-    """Which nodes are down: after STRIKES failures with no success between. Then one call is
-    let through each pause, and the others fail at once. Empty while all is well."""
-
-    def __init__(self) -> None:
-        self._ill: dict[Address, _Ill] = {}
-
-    def __contains__(self, node: Address) -> bool:
-        """Whether the node is down."""
-        ill = self._ill.get(node)
-        return ill is not None and ill.strikes >= STRIKES
-
-    def admits(self, node: Address, now: float) -> bool:
-        """Whether a call may go to the node; where it is down, that makes the call its probe."""
-        ill = self._ill.get(node)
-        if ill is None or ill.strikes < STRIKES:
-            return True
-        if now < ill.until:
-            return False
-        ill.until = now + ill.pause
-        return True
-
-    def failed(self, node: Address, began: float) -> None:
-        """A call that began then failed. All that were under way at a failure count as one."""
-        ill = self._ill.setdefault(node, _Ill())
-        if began < ill.known:
-            return
-        ill.known = time.monotonic()
-        ill.strikes += 1
-        if ill.strikes >= STRIKES:
-            ill.pause = min(2 * ill.pause or SHORTEST, LONGEST)
-            ill.until = ill.known + ill.pause
-
-    def answered(self, node: Address) -> None:
-        if self._ill:
-            self._ill.pop(node, None)
-
-    def keep(self, nodes: Sequence[Address]) -> None:
-        """Forget all others."""
-        self._ill = {node: ill for node, ill in list(self._ill.items()) if node in nodes}
 
 
 class Charts:
@@ -254,7 +204,8 @@ class ClusterRoute:
     """Sends each call to the master of its slot, the masters of one ``send`` in parallel.
 
     Redirections are followed within the deadline: a redirected command was not executed. A
-    failure is raised when the other nodes of the same ``send`` have had their part."""
+    failure is raised, or put in place, when the other nodes of the same ``send`` have had their
+    part."""
 
     def __init__(
         self, wire: Wire, seeds: Sequence[Address], sleep: Callable[[float], Awaitable[None]]
@@ -263,8 +214,16 @@ class ClusterRoute:
         self._sleep = sleep
         self._health = Health()
         self._charts = Charts(wire, seeds, self._health)
+        self._copies: dict[bytes, list[bytes]] = {}
 
     async def send(self, calls: Sequence[Call], until: float) -> NodeReplies:
+        replies = await self.send_each(calls, until)
+        for reply in replies:
+            if isinstance(reply, NodeDown):
+                raise reply.__cause__ or reply
+        return replies
+
+    async def send_each(self, calls: Sequence[Call], until: float) -> NodeReplies:
         replies = NodeReplies(len(calls))
         todo: list[tuple[int, Address | None]] = [(i, None) for i in range(len(calls))]
         for hop in range(HOPS):
@@ -273,6 +232,9 @@ class ClusterRoute:
                 break
             if hop:  # redirected twice: the nodes do not agree yet
                 await self._sleep(min(PAUSE * hop, remaining(until)))
+        lost = [reply for reply in replies if isinstance(reply, NodeDown)]
+        if lost and len(lost) == len(calls):
+            raise lost[0].__cause__ or lost[0]
         return replies
 
     async def _pass(
@@ -288,7 +250,11 @@ class ClusterRoute:
         places: dict[Address, list[int]] = {}  # for each command: its call, or -1
         for i, target in todo:
             key, command = calls[i]
-            owner = target or self._owner(slots, key)
+            owner = target or slots.owner(key_slot(key))
+            if owner is None:
+                self._charts.refresh()
+                replies[i] = NodeDown("no node of the cluster serves this key's slot")
+                continue
             batch, place = batches.setdefault(owner, []), places.setdefault(owner, [])
             if target is not None:
                 batch.append(("ASKING",))
@@ -296,10 +262,12 @@ class ClusterRoute:
             batch.append(command)
             place.append(i)
         again: list[tuple[int, Address | None]] = []
-        failure: Exception | None = None
         for address, result in (await self._ask(batches, until)).items():
             if isinstance(result, Exception):
-                failure = failure or result
+                self._charts.refresh()
+                for i in places[address]:
+                    if i >= 0:
+                        replies[i] = _lost(address, result)
                 continue
             for i, reply in zip(places[address], result, strict=True):
                 if i < 0:
@@ -308,9 +276,6 @@ class ClusterRoute:
                 replies.runs[i] = result.run
                 if isinstance(reply, ErrorReply):
                     again.extend(self._redirect(i, reply, address))
-        if failure is not None:
-            self._charts.refresh()
-            raise failure
         return again
 
     async def _ask(
@@ -325,9 +290,7 @@ class ClusterRoute:
             answers[node] = result
             if not isinstance(result, Exception):
                 health.answered(node)
-            elif isinstance(result, OSError) and (
-                len(asked) == 1 or not isinstance(result, TimeoutError)
-            ):  # who is late of several may have been kept waiting by another
+            elif isinstance(result, OSError) and not isinstance(result, NotTried):
                 health.failed(node, began)
         for node in batches.keys() - answers.keys():
             answers[node] = NodeDown(f"{node} failed lately and is not asked just now")
@@ -353,13 +316,6 @@ class ClusterRoute:
             charts.map.moved[int(slot)] = address
         return [(i, None)]
 
-    def _owner(self, slots: SlotMap, key: bytes) -> Address:
-        owner = slots.owner(key_slot(key))
-        if owner is not None:
-            return owner
-        self._charts.refresh()
-        raise ConnectionError("no node of the cluster serves this key's slot")
-
     async def fetch(self, keys: Sequence[bytes], until: float) -> Found:
         groups: dict[int, list[int]] = {}
         for i, key in enumerate(keys):
@@ -369,12 +325,16 @@ class ClusterRoute:
         values: list[Reply] = [None] * len(keys)
         runs = [b""] * len(keys)
         singly: list[int] = []
-        replies = await self.send(calls, until)
+        lost: dict[int, Exception] = {}
+        replies = await self.send_each(calls, until)
         for group, reply, run in zip(spread, replies, replies.runs, strict=True):
             if isinstance(reply, ErrorReply) and reply.code == "TRYAGAIN":
                 # The slot is on the move, and its keys lie in two places: only a command of
                 # one key is sent on to where the key is.
                 singly += group
+                continue
+            if is_lost(reply):
+                lost.update(dict.fromkeys(group, reply))
                 continue
             for i, value in zip(group, values_of(reply, len(group)), strict=True):
                 values[i], runs[i] = value, run
@@ -382,12 +342,40 @@ class ClusterRoute:
             replies = await self.send([(keys[i], (b"MGET", keys[i])) for i in singly], until)
             for i, reply, run in zip(singly, replies, replies.runs, strict=True):
                 values[i], runs[i] = values_of(reply, 1)[0], run
+        if lost:
+            first = next(iter(lost.values()))
+            raise InPart(values, runs, lost.keys(), first) if len(lost) < len(keys) else first
         return values, runs
 
     async def delete(self, keys: Sequence[bytes], until: float) -> None:
         # one by one, for the same reason
-        checked(await self.send([(key, (b"UNLINK", key)) for key in keys], until))
+        checked(await self.send_each([(key, (b"UNLINK", key)) for key in keys], until))
+
+    def copies(self, name: bytes) -> list[bytes]:
+        found = self._copies.get(name)
+        if found is None:
+            found = self._copies[name] = [_copy(name, i) for i in range(COPIES)]
+        return found
 
     async def close(self) -> None:
         await self._charts.close()
         await self._wire.close()
+
+
+def _lost(node: Address, error: Exception) -> NodeDown:
+    if isinstance(error, NodeDown):
+        return error
+    lost = NodeDown(f"{node} failed with {type(error).__name__}: {error}")
+    lost.__cause__ = error
+    return lost
+
+
+def _copy(name: bytes, i: int) -> bytes:
+    """The name of the ``i``-th copy: one whose slot is in the ``i``-th of COPIES equal ranges."""
+    head, _, tail = name.partition(b"}")
+    turn = 0
+    while True:
+        copy = b"%b:@%d.%d}%b" % (head, i, turn, tail)
+        if key_slot(copy) * COPIES // SLOTS == i:
+            return copy
+        turn += 1

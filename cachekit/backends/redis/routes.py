@@ -15,6 +15,7 @@ from .wire import (
     Address,
     Command,
     ErrorReply,
+    NodeDown,
     NotMaster,
     ProtocolViolation,
     Replies,
@@ -39,9 +40,14 @@ def values_of(reply: Reply, count: int) -> list[Reply]:
 def checked(replies: Replies) -> Replies:
     """The replies if there is no error among them; else raises the first."""
     for reply in replies:
-        if isinstance(reply, ErrorReply):
+        if isinstance(reply, (ErrorReply, NodeDown)):
             raise reply
     return replies
+
+
+def is_lost(reply: Reply) -> bool:
+    """Whether a reply tells that its node can not serve now, which says nothing of others."""
+    return isinstance(reply, NodeDown) or (isinstance(reply, ErrorReply) and reply.unavailable)
 
 
 class Route(Protocol):
@@ -49,11 +55,19 @@ class Route(Protocol):
 
     async def send(self, calls: Sequence[Call], until: float) -> Replies: ...
 
+    async def send_each(self, calls: Sequence[Call], until: float) -> Replies:
+        """The same, with a NodeDown in place of the replies of nodes that are lost, as long as
+        another answered."""
+
     async def fetch(self, keys: Sequence[bytes], until: float) -> Found:
         """The values of the keys, None where there is none or it is no string; and which run
-        each comes from, one for all where they come from one server."""
+        each comes from, one for all where they come from one server. Raises InPart where some
+        nodes answered and others did not."""
 
     async def delete(self, keys: Sequence[bytes], until: float) -> None: ...
+
+    def copies(self, name: bytes) -> Sequence[bytes]:
+        """Where copies of a record are kept, so that it can be read while its node is lost."""
 
     async def close(self) -> None: ...
 
@@ -63,6 +77,12 @@ class OneServer:
 
     async def send(self, calls: Sequence[Call], until: float) -> Replies:
         raise NotImplementedError
+
+    async def send_each(self, calls: Sequence[Call], until: float) -> Replies:
+        return await self.send(calls, until)
+
+    def copies(self, name: bytes) -> Sequence[bytes]:
+        return ()
 
     async def fetch(self, keys: Sequence[bytes], until: float) -> Found:
         replies = await self.send([(keys[0], (b"MGET", *keys))], until)

@@ -12,11 +12,12 @@ from . import scripts
 from .layout import ENTRY, expiry, lease_end, milliseconds, nonces_of, parse_nonce, parse_slot
 from .nonces import NonceSteps
 from .routes import Call, Route
-from .verb import Verb, translate
-from .wire import Reply
+from .verb import NodeLost, Verb, translate
+from .wire import InPart, Reply
 
 _IS_ENTRY, _IS_REFRESHING = SlotState.ENTRY, SlotState.REFRESHING
 _FIRST = [0]
+_UNKNOWN = Slot(SlotState.BLOCK)  # nobody may fill what could not be looked at
 
 
 class RedisStore(NonceSteps):
@@ -25,7 +26,8 @@ class RedisStore(NonceSteps):
     Thread and task safe as far as its route is. One round trip per verb, except: the first verb
     also learns the number of partitions, ``nonces`` takes a second one to create what is
     missing, ``drop_space`` one for its note, and ``read`` one to see whether a refresh lease it
-    met is still running."""
+    met is still running. In a Cluster a ``read``, and the verbs that tell, do what the nodes that
+    answer can do, and raise ``NodeLost`` where others did not."""
 
     def __init__(
         self, route: Route, namespace: str, partitions: int, trust_restart: bool = False
@@ -92,15 +94,14 @@ class RedisStore(NonceSteps):
                 space = parse_nonce(found[1], runs if isinstance(runs, bytes) else runs[1])
                 nonces = nonces_of(found, runs, 2) if tags else []
                 return Reading(slots, [space], nonces)
-            count = len(keys)
-            slots = [parse_slot(value) for value in found[:count]]
+            slots = [parse_slot(value) for value in found[: len(keys)]]
             if any([slot[0] is _IS_REFRESHING for slot in slots]):
                 await self._look_again(names, found, slots, until)
-            nonces = nonces_of(found, runs, count)
-            present = dict(zip(spaces, nonces, strict=False))
-            return Reading(slots, [present[p] for p in partitions], nonces[len(spaces) :])
+            return _reading(slots, found, runs, partitions, spaces)
         except CacheKitError:
             raise
+        except InPart as error:
+            raise _in_part(keys, tags, partitions, spaces, error) from error
         except Exception as error:
             raise translate(error, "read", keys) from error
 
@@ -195,3 +196,40 @@ class RedisStore(NonceSteps):
 
     async def end(self, keys: Sequence[str], writer: bytes, deadline: Deadline) -> None:
         await self._tell("end", scripts.END, keys, (writer,), deadline)
+
+
+def _reading(
+    slots: list[Slot],
+    found: Sequence[Reply],
+    runs: bytes | Sequence[bytes],
+    partitions: Sequence[int],
+    spaces: Sequence[int],
+) -> Reading:
+    """``found``: the slots, the nonces of the partitions ``spaces``, those of the tags."""
+    nonces = nonces_of(found, runs, len(slots))
+    present = dict(zip(spaces, nonces, strict=False))
+    return Reading(slots, [present[p] for p in partitions], nonces[len(spaces) :])
+
+
+def _in_part(
+    keys: Sequence[str],
+    tags: Sequence[str],
+    partitions: Sequence[int],
+    spaces: Sequence[int],
+    error: InPart,
+) -> NodeLost:
+    """What a read saw while nodes were lost. Whether a refresh lease still runs is not asked:
+    there may be no time left, and its entry is readable all the same."""
+    slots = [
+        _UNKNOWN if i in error.lost else parse_slot(value)
+        for i, value in enumerate(error.values[: len(keys)])
+    ]
+    part = _reading(slots, error.values, error.runs, partitions, spaces)
+    first = len(keys) + len(spaces)
+    return NodeLost(
+        "read",
+        error,
+        keys=[key for i, key in enumerate(keys) if i in error.lost],
+        tags=[tag for i, tag in enumerate(tags, first) if i in error.lost],
+        part=part,
+    )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ...core.deadline import Deadline
 from ...errors import (
@@ -19,6 +19,31 @@ from ...errors import (
 from .wire import ErrorReply, NodeDown
 
 NAME = "redis"
+
+
+class NodeLost(PartUnavailable):
+    """Some nodes did their part, others can not be reached: ``keys`` and ``tags`` of the call that
+    lie on the latter. Of a read, ``part`` is what the former answered: a block and no nonces in
+    place of what is not known."""
+
+    def __init__(
+        self,
+        operation: str,
+        cause: Exception,
+        *,
+        keys: Iterable[str] = (),
+        tags: Iterable[str] = (),
+        part: Any = None,
+    ) -> None:
+        self.keys = frozenset(keys)
+        self.tags = frozenset(tags)
+        self.part = part
+        super().__init__(
+            f"redis: {operation} of {len(self.keys)} keys and {len(self.tags)} tags failed: "
+            f"{cause}",
+            backend=NAME,
+            operation=operation,
+        )
 
 
 def translate(error: Exception, operation: str, keys: Sequence[str] = ()) -> BackendError:

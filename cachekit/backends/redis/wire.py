@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -78,7 +78,24 @@ class ProtocolViolation(ConnectionError):
 
 
 class NodeDown(ConnectionError):
-    """A node of the cluster failed lately and was not asked; others may well answer."""
+    """A node of the cluster failed, or did so lately and was not asked; others may well answer."""
+
+
+class InPart(NodeDown):
+    """Some nodes gave the ``values`` that they have, with their ``runs``; the values at the places
+    ``lost`` are not known, because of ``error``."""
+
+    def __init__(
+        self, values: list[Reply], runs: list[bytes], lost: Iterable[int], error: Exception
+    ) -> None:
+        super().__init__(f"{len(values)} keys, not all of them: {error}")
+        self.values = values
+        self.runs = runs
+        self.lost = frozenset(lost)
+
+
+class NotTried(TimeoutError):
+    """Another server of the same call used up the time: nothing is known of this one."""
 
 
 class NotMaster(ConnectionError):
@@ -232,6 +249,7 @@ class Wire(Protocol):
     ) -> Replies: ...
 
     async def call_many(self, batches: Sequence[Batch], until: float) -> list[Replies | Exception]:
-        """Several servers at once; one's failure is its own."""
+        """Several servers at once; one's failure is its own. NotTried: it had no time left, or
+        less than half of it to begin with."""
 
     async def close(self) -> None: ...
