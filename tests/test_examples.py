@@ -102,6 +102,20 @@ def test_events_transactions_and_planned_times_invalidate() -> None:
     assert "after a planned time: cachekit.MISSING cachekit.MISSING" in shown
 
 
+def test_an_item_and_query_cache_in_front_of_boto3() -> None:
+    pytest.importorskip("moto")
+    shown = output("dax_boto3.py")
+    for line in (
+        "same answers: True (62 of them)",
+        "item hits: 40",
+        "item misses: 1",
+        "query hits: 19",
+        "query misses: 2",
+        "bypassed and cached are equal: True",
+    ):
+        assert line in shown
+
+
 def test_every_example_has_a_test() -> None:
     text = Path(__file__).read_text()
     for file in EXAMPLES.glob("*.py"):
