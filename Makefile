@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(PY) -m cachekit bench --quick --source-delay 2ms --html bench-report.html
 
 # Two at a time where nothing is timed; the rest, which measures and kills, by itself.
-TOGETHER := tests/unit tests/contract tests/model tests/faces tests/dax
+TOGETHER := tests/unit tests/contract tests/model tests/faces tests/dax tests/strategies tests/faults
 test: $(VENV)/.dev
 	$(PY) -m pytest -n 2 --dist loadfile $(TOGETHER)
 	$(PY) -m pytest $(TOGETHER:%=--ignore=%)

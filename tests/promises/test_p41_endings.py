@@ -25,6 +25,7 @@ import asyncio, atexit, logging, os, signal, sys, threading, time
 import cachekit
 
 logging.basicConfig()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs behind a shell
 folder = sys.argv[1]
 
 def note(name, what):
