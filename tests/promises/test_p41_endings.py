@@ -290,6 +290,7 @@ def test_handlers_are_installed_for_the_signals_that_were_named_and_for_no_other
     tmp_path: Path,
 ) -> None:
     script = """
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
 before = signal.getsignal(signal.SIGTERM)
 cachekit.install_signal_handlers([signal.SIGHUP])
 assert signal.getsignal(signal.SIGTERM) is before
