@@ -255,3 +255,15 @@ def test_a_turn_whose_holder_is_not_at_work_any_more_is_taken_from_it() -> None:
             turns.leave()
     hold.set()
     end.set()
+
+
+def test_a_late_owner_of_a_file_that_was_begun_anew_takes_out_nothing_of_other_keys(
+    log: Plain,
+) -> None:
+    log.put("a", "b", "c")
+    epoch = log.claim(0, b"owner", 10.0)
+    # Versions and epoch as in the file before, keys not.
+    assert log.settle(0, epoch, [("x", 1), ("y", 2), ("z", 3)], [])
+    assert log.all() == [(1, "a"), (2, "b"), (3, "c")]
+    assert log.settle(0, epoch, [("a", 1), ("y", 2), ("c", 3)], [])
+    assert log.all() == [(2, "b")]
