@@ -263,12 +263,21 @@ def test_values_that_are_not_plain_are_not_kept() -> None:
         to_wire({"a": 1.5})
 
 
-def test_images_leave_no_garbage_circles() -> None:
+@pytest.mark.parametrize("plain", [True, False])
+def test_images_leave_no_garbage_circles(plain: bool) -> None:
+    """Only objects that name this item count: threads of other tests leave theirs."""
     gc.collect()
-    image = Image({"a": {"M": {}}})
-    image.promote(True)
-    del image
-    assert gc.collect() == 0
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        image = Image({"in this item alone": {"M": {}}})
+        image.promote(plain)
+        del image
+        gc.collect()
+        found = [one for one in gc.garbage if isinstance(one, dict) and "in this item alone" in one]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    assert found == []
 
 
 # -- projections ---------------------------------------------------------------------------
