@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from .core.deadline import Deadline
+from .core.entry import Verdict
 from .core.keys import physical
 from .core.near import Near
 from .core.notes import Note, NoteKind
 from .core.place import Place
-from .errors import BackendError, BackendUnavailable, InvalidationFailed, PartUnavailable
+from .errors import BackendError, InvalidationFailed, PartUnavailable
 from .observe import Meter, log
 from .packing import Found
 from .pending import SPACE, Name, Pending
-from .protocols import Stream
+from .protocols import SlotState, Stream
 from .runtime import AnyWorld, Runtime, drive
 from .tiers import Far
 
 LAST_TRY = 1.5
 PART = 200  # keys or tags that are replayed in one step
-LOOKS = 3  # reads of an entry whose tags are being told of meanwhile
+LOOKS = 3  # reads of an entry whose key or tags are being told of meanwhile
 Told = tuple[Sequence[Name], BackendError | None]  # what could not be told, and why
+_BLOCKED: Final = Found(Verdict.MISS, SlotState.BLOCK)
 
 
 class Invalidator:
@@ -182,8 +185,9 @@ class Invalidator:
         whole: bool = False,
     ) -> Sequence[Found | None]:
         """What ``ask`` finds in the far tier (for positions in ``keys``), once all that is pending
-        for these keys and tags has been told. None where that is not possible now, or ``ask``
+        for these keys and tags has been told. None where that can not be done now, or ``ask``
         gives None; raises BackendError where it is so of all, or of one that must be ``whole``.
+        Where new ones come faster than they are told, a key is as good as blocked by a writer.
 
         An entry may carry tags that the reader did not know: it counts only if none of them was
         pending when it was asked for."""
@@ -200,12 +204,14 @@ class Invalidator:
                 await self.settle(world, within, keys=[keys[i] for i in left], tags=wanted)
             except BackendError as error:
                 why = error
-            asked = [i for i in left if not self.pending.owed([keys[i]], needs[i])]
-            if not asked:
-                break
-            mark, left = self.pending.settled, []
+            mark = self.pending.settled
+            owed: list[int] = []
+            asked: list[int] = []
+            for i in left:
+                (owed if self.pending.owed([keys[i]], needs[i]) else asked).append(i)
+            left = owed if why is None else []
             try:
-                answers = await ask(asked)
+                answers = await ask(asked) if asked else ()
             except BackendError as error:
                 why = error
                 break
@@ -217,9 +223,13 @@ class Invalidator:
                     left.append(i)
             if not left:
                 break
+        if why is None:
+            for i in left:
+                found[i] = _BLOCKED
+            return found
         missing = found.count(None)
         if missing and (whole or missing == len(found)):
-            raise why or BackendUnavailable("invalidations of these keys are being replayed")
+            raise why
         return found
 
     def _overtaken(self, found: Found, mark: int) -> bool:
