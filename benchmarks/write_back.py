@@ -8,12 +8,12 @@ are minima over the rounds, and the median of the ratios. The exit code says not
 
 - Puts (no worker runs): level memory beside ``deque.append``; level process beside one INSERT and
   commit into a SQLite file (WAL, synchronous NORMAL) of a row of the same size.
-- Drain: N operations wait in a SQLite log; the time until ``flush`` says they are applied,
-  beside ``executemany`` of 500 rows at a time, a transaction each, with the statement that the
-  sink uses, beside the sink itself called with the same batches, and beside a bare loop that does
-  no more than a durable queue must: read 500 rows of JSON from a SQLite file, decode them, write
-  them with that ``executemany``, delete them there. SQLite with WAL and synchronous NORMAL and
-  FULL, and PostgreSQL where it is installed.
+- Drain: N operations wait in a SQLite log, or in one in memory; the time until ``flush`` says
+  they are applied, beside ``executemany`` of 500 rows at a time, a transaction each, with the
+  statement that the sink uses, beside the sink itself called with the same batches, and beside a
+  bare loop that does no more than a durable queue must: read 500 rows of JSON from a SQLite file,
+  decode them, write them with that ``executemany``, delete them there. SQLite with WAL and
+  synchronous NORMAL and FULL, and PostgreSQL where it is installed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import sqlite3
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -259,12 +260,43 @@ def drained(source: Source, folder: Path, sink: Any, first: int, count: int) -> 
     return took
 
 
+class Gated(DBAPISink):
+    """Takes nothing until the gate is open."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.gate = threading.Event()
+
+    def write_many(self, ops: Sequence[Op]) -> Any:
+        self.gate.wait()
+        return super().write_many(ops)
+
+
+def drained_from_memory(sink: Gated, first: int, count: int) -> float:
+    """As :func:`drained`, of level memory; its worker has taken one batch when the time begins,
+    so that one more is drained than is counted."""
+    options: dict[str, Any] = {"batch": SIZE, "delay": 0.05, "max_pending": 10**9}
+    options["max_bytes"] = 10**12
+    sink.gate.clear()
+    with cachekit.Cache() as cache:
+        writer = cachekit.WriteBack(cache, key="d:{id}", log="memory", sink=sink, **options)
+        for i in range(first, first + count + SIZE):
+            writer.put(i, row(i))
+        began = time.perf_counter()
+        sink.gate.set()
+        flushed = writer.flush(600)
+        took = time.perf_counter() - began
+        assert flushed.complete, flushed
+    return took
+
+
 def drains(folder: Path, source: Source, rounds: int, count: int) -> Iterator[Line]:
     connection = source.connect()
     connection.execute(f"CREATE TABLE {TABLE} (id BIGINT PRIMARY KEY, payload TEXT)")
     connection.close()
-    sink = DBAPISink(source.connect, table=TABLE, key="id", columns=("id", "payload"))
-    at, epoch = iter(range(0, 10**12, count)), [0]
+    named: dict[str, Any] = {"table": TABLE, "key": "id", "columns": ("id", "payload")}
+    sink, gated = DBAPISink(source.connect, **named), Gated(source.connect, **named)
+    at, epoch = iter(range(0, 10**12, count + SIZE)), [0]
 
     def reference() -> float:
         return bare(source, next(at), count, SIZE) / count
@@ -278,20 +310,31 @@ def drains(folder: Path, source: Source, rounds: int, count: int) -> Iterator[Li
     def bare_loop() -> float:
         return bare_queue(source, folder, next(at), count) / count
 
-    for what, run in (("the sink alone", sinking), ("a bare loop", bare_loop), ("drain", ours)):
+    def from_memory() -> float:
+        return drained_from_memory(gated, next(at), count) / count
+
+    runs = {
+        "the sink alone": sinking,
+        "a bare loop": bare_loop,
+        "drain": ours,
+        "drain, log memory": from_memory,
+    }
+    for what, run in runs.items():
         a, b, ratio = interleaved(rounds, reference, run)
-        figure = source.figure if what == "drain" else ""
+        figure = source.figure if what.startswith("drain") else ""
         yield Line(
             f"{what}, {source.name}", f"executemany({SIZE})", a * 1e6, b * 1e6, 1 / ratio, figure
         )
     one = min(bare(source, next(at), 300, 1) / 300 for _ in range(3))
-    ours_each = min(ours() for _ in range(3))
     figure = ">= 30" if source.name.endswith("FULL") else ""
-    yield Line(
-        f"drain, {source.name}", "row by row", one * 1e6, ours_each * 1e6, one / ours_each, figure
-    )
-    with suppress(AttributeError):
-        sink.close()
+    for what in ("drain", "drain, log memory"):
+        each = min(runs[what]() for _ in range(3))
+        yield Line(
+            f"{what}, {source.name}", "row by row", one * 1e6, each * 1e6, one / each, figure
+        )
+    for each_sink in (sink, gated):
+        with suppress(AttributeError):
+            each_sink.close()
 
 
 def show(lines: Sequence[Line]) -> None:

@@ -68,21 +68,24 @@ class Direct:
             await parts.invalidator.invalidate(world, [place])
             return False
         # Detaches running loads, and lets an invalidation before the near fill be seen.
-        flight = parts.reader.take_over(world, place)
+        flight = Flight(place.ident)
         kept = False
         try:
-            kept = await self._put(world, place, value, span, labels, flight)
-            return kept
-        except CodecError:
-            parts.meter.event("refused_values", function=self.recipe.name)
-            # The old value is outdated all the same.
-            await parts.invalidator.invalidate(world, [place])
-            raise
+            try:
+                parts.reader.take_over(world, flight)
+                kept = await self._put(world, place, value, span, labels, flight)
+                return kept
+            except CodecError:
+                parts.meter.event("refused_values", function=self.recipe.name)
+                # The old value is outdated all the same.
+                await parts.invalidator.invalidate(world, [place])
+                raise
+            finally:
+                if not kept:
+                    parts.near.kill([place])
+                world.flights.end(flight)
         finally:
-            if not kept:
-                parts.near.kill([place])
-            world.flights.leave(flight)
-            flight.hand_on()
+            world.flights.end(flight)
 
     async def _put(
         self,

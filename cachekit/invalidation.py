@@ -8,28 +8,23 @@ section 3).
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 from .core.deadline import Deadline
-from .core.entry import Verdict
 from .core.keys import physical
 from .core.near import Near
 from .core.notes import Note, NoteKind
 from .core.place import Place
 from .errors import BackendError, InvalidationFailed, PartUnavailable
 from .observe import Meter, log
-from .packing import Found
 from .pending import SPACE, Name, Pending
-from .protocols import SlotState, Stream
+from .protocols import Stream
 from .runtime import AnyWorld, Runtime, drive
 from .tiers import Far
 
 LAST_TRY = 1.5
 PART = 200  # keys or tags that are replayed in one step
-LOOKS = 3  # reads of an entry whose key or tags are being told of meanwhile
 Told = tuple[Sequence[Name], BackendError | None]  # what could not be told, and why
-_BLOCKED: Final = Found(Verdict.MISS, SlotState.BLOCK)
 
 
 class Invalidator:
@@ -91,6 +86,14 @@ class Invalidator:
                 world.flights.detach(place.ident)
             if tags:
                 world.flights.detach_tagged(tags)
+
+    def outdate(self, idents: Sequence[Hashable]) -> None:
+        """The source has something newer, and so do near copies: what is being loaded, read or
+        written by others now is not kept."""
+        for world in self.runtime.worlds():
+            for ident in idents if len(world.flights) else ():
+                world.flights.detach(ident)
+        self.near.writers.contest_each(idents)
 
     def hear(self, notes: Sequence[Note]) -> None:
         """What another process invalidated: this one follows."""
@@ -173,69 +176,6 @@ class Invalidator:
         if keys is None or not self.pending.blocking:
             return self.pending.blocking
         return bool(self.pending.owed(keys, tags))
-
-    async def read(
-        self,
-        world: AnyWorld,
-        keys: Sequence[str],
-        tags: Sequence[Sequence[str]],
-        ask: Callable[[Sequence[int]], Awaitable[Sequence[Found | None]]],
-        deadline: Deadline,
-        *,
-        whole: bool = False,
-    ) -> Sequence[Found | None]:
-        """What ``ask`` finds in the far tier (for positions in ``keys``), once all that is pending
-        for these keys and tags has been told. None where that can not be done now, or ``ask``
-        gives None; raises BackendError where it is so of all, or of one that must be ``whole``.
-        Where new ones come faster than they are told, a key is as good as blocked by a writer.
-
-        An entry may carry tags that the reader did not know: it counts only if none of them was
-        pending when it was asked for."""
-        if not self.due():
-            return await ask(range(len(keys)))
-        found: list[Found | None] = [None] * len(keys)
-        needs, left = [tuple(own) for own in tags], list(range(len(keys)))
-        why: BackendError | None = None
-        for _ in range(LOOKS):
-            wanted = {tag for i in left for tag in needs[i]}
-            # What hangs where these are told leaves time to ask for the others.
-            within = deadline if len(keys) == 1 else world.deadline(deadline.left() / 2)
-            try:
-                await self.settle(world, within, keys=[keys[i] for i in left], tags=wanted)
-            except BackendError as error:
-                why = error
-            mark = self.pending.settled
-            owed: list[int] = []
-            asked: list[int] = []
-            for i in left:
-                (owed if self.pending.owed([keys[i]], needs[i]) else asked).append(i)
-            left = owed if why is None else []
-            try:
-                answers = await ask(asked) if asked else ()
-            except BackendError as error:
-                why = error
-                break
-            for i, answer in zip(asked, answers, strict=True):
-                if answer is None or not self._overtaken(answer, mark):
-                    found[i] = answer
-                else:
-                    needs[i] = (*tags[i], *answer.tags)
-                    left.append(i)
-            if not left:
-                break
-        if why is None:
-            for i in left:
-                found[i] = _BLOCKED
-            return found
-        missing = found.count(None)
-        if missing and (whole or missing == len(found)):
-            raise why
-        return found
-
-    def _overtaken(self, found: Found, mark: int) -> bool:
-        """Whether a tag of an entry may have been pending when ``settled`` was at ``mark``."""
-        tags, pending = found.tags, self.pending
-        return bool(tags) and (bool(pending.owed((), tags)) or pending.settled != mark)
 
     def postpone_clear(self) -> None:
         """Invalidate the namespace in the background; until then all counts as missing here."""

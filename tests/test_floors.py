@@ -24,7 +24,7 @@ FLOORS = [
     {"guard", "tiers"},
     {"pending"},
     {"invalidation"},
-    {"coherence", "events"},
+    {"coherence", "events", "pending_reads"},
     {"strategies"},
     {"feeds", "schedules"},
     {"functions", "typing_shapes", "decorators", "repository", "direct", "intents"},

@@ -95,6 +95,11 @@ class Buffer:
         """The newest unwritten operation: waiting before out."""
         return self._waiting.get(key) or self._out.get(key)
 
+    def newest(self, ops: Iterable[Op]) -> list[Op]:
+        """Those of what is out for whose key nothing newer waits."""
+        waiting, out = self._waiting, self._out
+        return [op for op in ops if op.key not in waiting and out.get(op.key) is op]
+
     def take(self, limit: int) -> list[Op]:
         """The oldest waiting operations of keys that are not out."""
         batch: list[Op] = []

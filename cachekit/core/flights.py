@@ -71,14 +71,20 @@ class Flight:
         self.handed = True
         self._land()
 
+    def end(self) -> None:
+        """Whatever became of it: nobody waits for it any more, and what it brings is not kept."""
+        if not self.landed:
+            self.detached = True
+            self.handed = True
+        self._land()
+
     def _land(self) -> None:
         self.landed = True
-        while self._wake:
-            try:
-                wake = self._wake.pop()
-            except IndexError:  # another thread took the last one
-                return
+        # Not popped before they are called: a signal handler may raise in between, and then
+        # ``end`` calls the rest. Twice is fine.
+        for wake in tuple(self._wake):
             wake()
+        self._wake.clear()
 
 
 class FlightTable:
@@ -97,18 +103,26 @@ class FlightTable:
     def __contains__(self, ident: Hashable) -> bool:
         return ident in self._flights
 
-    def board(
-        self, ident: Hashable, *, watch: bool = False, behind: bool = False
-    ) -> tuple[Flight, bool]:
-        """The flight of a key and whether the caller leads it. One that only watches gives way
-        to one that loads: else a stream of looks would keep all loads from being shared."""
-        mine = Flight(ident, watch=watch, behind=behind)
+    def board(self, mine: Flight) -> Flight:
+        """The flight of a key: ``mine``, which the caller leads then, or another's. One that only
+        watches gives way to one that loads: else a stream of looks would keep all loads from
+        being shared.
+
+        ``mine`` must come to its :meth:`end` whatever happens, so this is called inside a ``try``:
+        a signal handler may raise before the answer is back."""
         while True:
-            flight = self._flights.setdefault(ident, mine)
-            if flight is mine or not flight.watch or watch:
-                return flight, flight is mine
+            flight = self._flights.setdefault(mine.ident, mine)
+            if flight is mine or not flight.watch or mine.watch:
+                return flight
             flight.detached = True
             self.leave(flight)
+
+    def end(self, flight: Flight) -> None:
+        """The flight is over, landed or not. One that never boarded may be ended too, and twice
+        is fine: who leads one ends it in two ``finally``, one around the other, since a signal
+        handler may raise at the door of either."""
+        self.leave(flight)
+        flight.end()
 
     def leave(self, flight: Flight) -> None:
         """Take a flight out of the table, if it is still the one there."""

@@ -15,18 +15,18 @@ import weakref
 from collections.abc import Callable, Collection, Hashable, Iterable, MutableMapping
 from typing import Any
 
-from .entry import INF, Entry, Extra, LooseEntry, Verdict, fold, is_alive, judge
+from .entry import INF, Entry, Extra, Verdict, judge
 from .flights import Flight
 from .keys import physical
 from .place import Place, Shelf, Table
 from .policy import Span
-from .s3fifo import S3Fifo
+from .room import Room
 from .section import Section
 from .tag_clock import TagClock
 from .writers import Writers
 
 
-class Near:
+class Near(Room):
     """Every shelf of one cache. ``max_weight`` needs a ``weigh`` function of a value.
 
     ``mapping``: a cachetools cache or any mutable mapping that then decides what stays (its hits
@@ -41,21 +41,10 @@ class Near:
         weigh: Callable[[Any], float] | None = None,
         mapping: MutableMapping[Hashable, Any] | None = None,
     ) -> None:
-        if max_entries < 1:
-            raise ValueError(f"max_entries must be at least 1, got {max_entries}")
-        self.clock = clock
-        self.max_entries = max_entries
-        self.max_weight = max_weight
+        super().__init__(clock, max_entries, max_weight, mapping)
         self.weigh = weigh
-        self.mapping = mapping
-        self.section = Section()
-        self.live = 0
-        self.weight = 0.0
-        self.refused = 0
         self.writers = Writers(clock)
         self.tag_clock = TagClock(clock)
-        self._named: dict[Hashable, Entry] = {}
-        self._queue = S3Fifo(max_entries, is_alive, fold)
         self._tables: weakref.WeakSet[Table] = weakref.WeakSet()
         self.buried: list[Shelf] = []  # shelves of dead instances; emptied at the next fill
 
@@ -107,22 +96,6 @@ class Near:
         self.tag_clock.reset_after_fork()
         self._queue.clear()
         self.live, self.weight = 0, 0.0
-
-    def _entry(self, place: Place) -> Entry | None:
-        if self.mapping is not None:
-            try:
-                return self.mapping[place.ident]  # type: ignore[no-any-return]  # ours
-            except Exception:  # absent, or the user's mapping failed
-                return None
-        shelf = place.shelf
-        if place.primitive:
-            entry = shelf.hot.get(place.raw)
-            if entry is not None and entry.types == place.types:
-                return entry
-        entry = shelf.side.get(place.typed) if shelf.side else None
-        if entry is None and place.text is not None:
-            entry = self._named.get(place.ident)
-        return entry
 
     def _tags_hold(self, entry: Entry) -> bool:
         extra, epoch = entry.extra, entry.shelf.table.epoch
@@ -176,76 +149,25 @@ class Near:
             self._put(place, value, span, tags, seq, weight)
             return True
 
-    def _put(
-        self,
-        place: Place,
-        value: Any,
-        span: Span,
-        tags: tuple[str, ...],
-        seq: int,
-        weight: float,
-    ) -> None:
-        now = self.clock()
-        deadline = now + span.fresh
-        shelf = place.shelf
-        table = shelf.table
-        # A key of other than primitive types can not be read back from its text.
-        indexed = place.text is not None and (table.indexed or not place.primitive)
-        name = str(place.ident) if indexed else None
-        extra = None
-        if tags or name is not None or weight or span.kept != span.fresh:
-            extra = Extra(now + span.kept, tags, seq, weight, name)
-        # The hit road of a table does not look at tags that are not its own: such an entry lies
-        # where only the slow road finds it.
-        foreign = not all(table.may_carry(tag) for tag in tags)
-        old = self._entry(place)
-        if foreign and old is not None and old.types is not None and self.mapping is None:
-            self._remove(old)
-            old = None
-        if old is not None and old.shelf is shelf and self.mapping is None:
-            # In place: the entry keeps its turn in the queue.
-            if old.extra is not None:
-                self.weight -= old.extra.weight
-            old.value, old.extra, old.epoch, old.deadline = value, extra, table.epoch, deadline
-        else:
-            if self.mapping is None:
-                if old is not None:
-                    self._remove(old)
-                self._make_room(1, weight)
-            hot = place.primitive and not foreign and place.raw not in shelf.hot
-            key = place.raw if hot else place.typed
-            make = Entry if self.mapping is None else LooseEntry
-            entry = make(value, deadline, key, place.types if hot else None, shelf, table.epoch)
-            entry.extra = extra
-            if self.mapping is not None:
-                try:
-                    self.mapping[place.ident] = entry
-                except Exception:  # cachetools: too large for it; or the user's own
-                    self.refused += 1
-                return
-            if hot:
-                shelf.hot[key] = entry
-            else:
-                shelf.side[key] = entry
-            if name is not None:
-                self._named[name] = entry
-            self.live += 1
-            self._queue.add(entry)
-        self.weight += weight
-        if self.max_weight is not None:
-            self._make_room(0, 0.0)
+    def store_new(
+        self, shelf: Shelf, rows: Iterable[tuple[Any, str, Any]], span: Span, seq: int
+    ) -> bool:
+        """Keep values of one function's that nothing stands for here yet, in one step:
+        (key, physical name, value), of text or int keys of an indexed table, without tags. What
+        is here already stays. False: not here, where values are weighed or a mapping holds them.
 
-    def _make_room(self, entries: int, weight: float) -> None:
-        while self.live + entries > self.max_entries or (
-            self.max_weight is not None and self.weight + weight > self.max_weight
-        ):
-            self._queue.fit(self.live)  # fewer than the room where the weight is what is bounded
-            entry = self._queue.evict()
-            if entry is None:
-                return
-            entry.shelf.table.tally.evictions += 1
-            self._remove(entry)
-        self._queue.tidy(self.live, heavy=self.max_weight is not None)
+        About a third of the cost of :meth:`store` of each."""
+        if self.mapping is not None or self.weigh is not None:
+            return False
+        with self.section as free:
+            if not free:
+                return True
+            while self.buried:
+                self._empty(self.buried.pop())
+            named, blocked = self._named, self.writers.blocked
+            self._put_new(shelf, (r for r in rows if r[1] not in named and not blocked(r[1])),
+                          span, seq)  # fmt: skip
+            return True
 
     # -- killing --------------------------------------------------------------------------
 
@@ -363,35 +285,3 @@ class Near:
             entry = self._entry(place) if free else None
             if entry is not None and entry.deadline != -INF and entry.extra is not None:
                 entry.deadline = min(self.clock() + seconds, entry.extra.expires)
-
-    def _kill(self, place: Place) -> None:
-        self._drop(place.ident, self._entry(place))
-
-    def _drop(self, ident: Hashable, entry: Entry | None) -> None:
-        if entry is not None:
-            entry.deadline = -INF
-            if self.mapping is None:
-                self._remove(entry)
-            else:
-                self.mapping.pop(ident, None)
-
-    def _remove(self, entry: Entry) -> None:
-        shelf = entry.shelf
-        home = shelf.hot if entry.types is not None else shelf.side
-        if home.get(entry.key) is entry:
-            del home[entry.key]
-        entry.deadline = -INF
-        extra = entry.extra
-        if extra is not None:
-            self.weight -= extra.weight
-            if extra.name is not None and self._named.get(extra.name) is entry:
-                del self._named[extra.name]
-        self.live -= 1
-        shelf.table.tally.hits += entry.uses
-        entry.uses = 0.0
-        self.section.garbage.append(entry)
-
-    def _empty(self, shelf: Shelf) -> None:
-        for home in (shelf.hot, shelf.side):
-            for entry in list(home.values()):
-                self._remove(entry)

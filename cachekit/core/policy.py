@@ -145,6 +145,11 @@ class Policy:
             return optional_seconds(ttl(value), "ttl")
         return ttl
 
+    @property
+    def steady(self) -> bool:
+        """Whether all values but None are kept for the same time."""
+        return not (callable(self.ttl) or self.jitter or self.beta)
+
     def spans(self, value: Any, cost: float, draw: Callable[[], float]) -> Span | None:
         """How long a value loaded now is fresh and kept; None = do not store.
 

@@ -78,6 +78,11 @@ class Writers:
         if block is not None:
             block.contested = True
 
+    def contest_each(self, idents: Iterable[Hashable]) -> None:
+        if self._blocks:
+            for ident in idents:
+                self.contest(ident)
+
     def contest_all(self) -> None:
         for block in self._blocks.values():
             block.contested = True

@@ -86,19 +86,20 @@ class Shared(Step):
         """Lead a flight, or find one to wait for; strong reads go alone."""
         store, ident = self.store, self._ident()
         if not self.strong and not leads(ident, store.flights):
-            with store.gate:
-                flight, mine = store.flights.board(ident)
-                if mine:
-                    self._led = flight
-                    try:
-                        flight.tags = self._tags()
+            mine = self._led = Flight(ident)
+            try:
+                with store.gate:
+                    flight = store.flights.board(mine)
+                    if flight is mine:
+                        mine.tags = self._tags()
                         self._start()
-                    except BaseException:
-                        self._over(None, None)
-                        raise
-            if mine:
-                self._context = led.set((*led.get(), flight))
-                return
+                if flight is mine:
+                    self._context = led.set((*led.get(), mine))
+                    return
+                self._led = None
+            except BaseException:
+                self._over(self._look, None)
+                raise
             if not closes_circle(flight):
                 self.flight = flight
                 return
@@ -153,10 +154,9 @@ class Shared(Step):
                     _forget(self._context)
                     self._context = None
                 store.flights.leave(flight)
-                if kept is None:
-                    flight.hand_on()
-                else:
+                if kept is not None:
                     flight.land(kept)
+                store.flights.end(flight)
 
     def failed(self, error: BaseException | None) -> None:
         look, self._look = self._look, None

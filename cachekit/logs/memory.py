@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.ops import Op, OpKind
 from ..runtime import AnyWorld
-from .queue import Queue, redelivered
+from .queue import Queue, delivered
 
 
 class MemoryLog(Queue):
@@ -60,13 +60,18 @@ class MemoryLog(Queue):
         with self._lock:
             return self._buffer.knows(key)
 
+    def newest(self, ops: Sequence[Op]) -> list[Op]:
+        """Those of a batch that is out for whose key nothing newer waits."""
+        with self._lock:
+            return self._buffer.newest(ops)
+
     def pending(self, key: Any) -> Op | None:
         with self._lock:
             return self._buffer.pending(key)
 
     async def delivery(self, world: AnyWorld, ops: Sequence[Op]) -> Sequence[Op]:
         self._deliveries += 1
-        return [redelivered(op, self._deliveries) for op in ops]
+        return delivered(ops, self._deliveries)
 
     async def park(self, world: AnyWorld, op: Op, error: str, attempts: int) -> None:
         await super().park(world, op, error, attempts)

@@ -244,7 +244,11 @@ class Queue:
             self.keeper = None
 
 
-def redelivered(op: Op, epoch: int) -> Op:
-    """An operation for one delivery: a later one must not change what an earlier one may still
-    be looking at."""
-    return replace(op, epoch=epoch)
+def delivered(ops: Sequence[Op], epoch: int) -> Sequence[Op]:
+    """The operations of a batch for one delivery. Copies, from the second time on: a later one
+    must not change what an earlier one may still be looking at."""
+    if ops[0].epoch != 0:
+        return [replace(op, epoch=epoch) for op in ops]
+    for op in ops:
+        op.epoch = epoch
+    return ops

@@ -13,7 +13,7 @@ from typing import Any
 from ..core.buffer import Buffer
 from ..core.ops import Dead, Op, OpKind
 from ..errors import BackendError, CacheKitError, CodecError, ConfigurationError
-from ..logs.queue import Marks, Queue, redelivered
+from ..logs.queue import Marks, Queue, delivered
 from ..observe import Meter, log
 from ..protocols import Letter, Log, Record, Standing
 from ..runtime import AnyWorld, Runtime, drive
@@ -257,12 +257,7 @@ class Drain(Queue):
         lane.deliveries += 1
         epoch = lane.epoch << DELIVERIES | lane.deliveries
         self._leases.out(self)
-        first = ops[0].epoch == 0
-        if not first:
-            return [redelivered(op, epoch) for op in ops]
-        for op in ops:
-            op.epoch = epoch
-        return ops
+        return delivered(ops, epoch)
 
     def back(self) -> None:
         self._leases.back()

@@ -11,7 +11,7 @@ from ..core.keys import physical
 from ..core.ops import Op, OpKind
 from ..core.outcome import Outcome
 from ..core.place import Place
-from ..core.policy import Policy
+from ..core.policy import Policy, Span
 from ..errors import QueueFull
 from ..logs.memory import MemoryLog
 from ..logs.queue import Queue
@@ -23,6 +23,9 @@ from .writer import Written
 
 if TYPE_CHECKING:
     from .write_back import WriteBack
+
+
+TOGETHER = 64  # near copies made in one step, while puts and misses of other threads wait
 
 
 class Item(NamedTuple):
@@ -169,13 +172,24 @@ class Held:
         return True
 
     def taken(self, ops: Sequence[Op]) -> None:
-        near = self._parts.near
-        for op in ops:
-            if not short(op.id) or op.kind is not OpKind.PUT:
-                continue
-            with self.order:
-                if self.queue.pending(op.key) is op and not near.may_hold(op.key):
-                    self._store(op.value, (), self._owner.place(op.id))
+        plain = [op for op in ops if short(op.id) and op.kind is OpKind.PUT]
+        for start in range(0, len(plain), TOGETHER):
+            self._keep(plain[start : start + TOGETHER])
+
+    def _keep(self, ops: Sequence[Op]) -> None:
+        """Make near copies of what was only appended, where there is none yet."""
+        near, owner = self._parts.near, self._owner
+        with self.order:
+            newest = self.queue.newest(ops)
+            if self._policy.steady:
+                rows = [(op.id, op.key, op.value) for op in newest if op.value is not None]
+                span = self._span(rows[0][2]) if rows else None
+                shelf = owner._table.shelf
+                if span is None or near.store_new(shelf, rows, span, near.seq):
+                    newest = [op for op in newest if op.value is None]
+            for op in newest:
+                if not near.may_hold(op.key):
+                    self._store(op.value, (), owner.place(op.id))
 
     async def _room(self, world: AnyWorld, seconds: float) -> None:
         """Wait until something leaves the log, in no thread that the worker could need."""
@@ -203,14 +217,16 @@ class Held:
 
     def _store(self, value: Any, tags: tuple[str, ...], place: Place) -> bool:
         """Whether there is a near copy now."""
+        near, span = self._parts.near, self._span(value)
+        return span is not None and near.store(place, value, span, tags=tags, seq=near.seq)
+
+    def _span(self, value: Any) -> Span | None:
+        """How long a near copy is kept; None: there is to be none."""
         parts = self._parts
         span = parts.reader.filler.span(self._policy, value, 0.0, self._name)
         if span is None or parts.off:
-            return False
-        near_span = parts.coherence.span(span, 0.0, parts.runtime.clock())
-        if near_span is None:
-            return False
-        return parts.near.store(place, value, near_span, tags=tags, seq=parts.near.seq)
+            return None
+        return parts.coherence.span(span, 0.0, parts.runtime.clock())
 
     async def pending(self, world: AnyWorld, keys: Sequence[str]) -> Outcome:
         ops = [self.queue.pending(physical(key)) for key in keys]

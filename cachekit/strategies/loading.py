@@ -7,7 +7,6 @@ from ..core.entry import MISSING, Entry
 from ..core.flights import Flight, closes_circle, led
 from ..core.near import Near
 from ..core.outcome import Outcome
-from ..core.place import Place
 from ..errors import LoadTimeoutError, ReentryError
 from ..invalidation import Invalidator
 from ..observe import Meter
@@ -158,12 +157,9 @@ class Loader:
             f"{job.recipe.policy.load_timeout} s"
         )
 
-    def take_over(self, world: AnyWorld, place: Place) -> Flight:
-        """Detach the loads of a key in all worlds and lead a new flight of it in this one."""
+    def take_over(self, world: AnyWorld, flight: Flight) -> None:
+        """Detach the loads of its key in all worlds, and board it in this one."""
         for each in self.runtime.worlds():
-            each.flights.detach(place.ident)
-        while True:
-            flight, leads = world.flights.board(place.ident)
-            if leads:
-                return flight
-            world.flights.detach(place.ident)
+            each.flights.detach(flight.ident)
+        while world.flights.board(flight) is not flight:
+            world.flights.detach(flight.ident)

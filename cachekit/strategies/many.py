@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from .. import pending_reads
 from ..core.deadline import Deadline
 from ..core.entry import MISSING, Verdict
 from ..core.flights import Flight, led
@@ -50,11 +51,11 @@ async def peek_many(
     seq = reader.near.seq
     # A flight of each key lets an invalidation between far read and near fill be seen.
     watches: dict[int, Flight] = {}
-    for i in missing:
-        flight, mine = world.flights.board(places[i].ident, watch=True)
-        if mine:
-            watches[i] = flight
     try:
+        for i in missing:
+            mine = watches[i] = Flight(places[i].ident, watch=True)
+            if world.flights.board(mine) is not mine:
+                del watches[i]
         answers = await _look(
             reader,
             world,
@@ -85,8 +86,7 @@ async def peek_many(
             raise
     finally:
         for flight in watches.values():
-            world.flights.leave(flight)
-            flight.hand_on()
+            world.flights.end(flight)
     return found
 
 
@@ -110,7 +110,9 @@ async def _look(
             raise why
         return found
 
-    return await reader.invalidator.read(world, keys, tags, ask, deadline, whole=reader.strict)
+    return await pending_reads.read(
+        reader.invalidator, world, keys, tags, ask, deadline, whole=reader.strict
+    )
 
 
 async def read_many(
@@ -169,34 +171,19 @@ class _Batch:
         lead: dict[Any, Flight] = {}
         others: list[tuple[Any, Flight | None]] = []
         try:
-            for ident, job in self.jobs.items():
-                verdict, entry = reader.near.find(job.place)
-                if entry is not None and verdict is Verdict.FRESH:
-                    entry.uses += 1.0
-                    self.outcomes[ident] = Outcome(entry.value)
-                    continue
-                if entry is not None and verdict is Verdict.STALE and reader.far is None:
-                    others.append((ident, None))  # served and refreshed, one by one
-                    continue
-                flight, mine = world.flights.board(ident)
-                if mine:
-                    lead[ident] = flight
-                else:
-                    others.append((ident, flight))
-            if lead:
-                token = led.set((*led.get(), *lead.values()))
-                try:
-                    await self._lead(lead)
-                finally:
-                    led.reset(token)
+            try:
+                self._board(lead, others)
+                if lead:
+                    token = led.set((*led.get(), *lead.values()))
+                    try:
+                        await self._lead(lead)
+                    finally:
+                        led.reset(token)
+            finally:
+                self._end(lead)
         finally:
-            for ident, flight in lead.items():
-                world.flights.leave(flight)
-                if not flight.landed:
-                    # Cancelled: neither callers nor leases must wait for this batch.
-                    flight.hand_on()
-                    place = self.jobs[ident].place
-                    reader.filler.give_back_behind(world, place, self.rights.get(ident))
+            for flight in lead.values():
+                world.flights.end(flight)
         # Own flights have landed: waiting for others now can close no circle through them.
         for ident, other in others:
             job = self.jobs[ident]
@@ -204,6 +191,33 @@ class _Batch:
             if other is not None and not other.behind:
                 outcome = await reader.join(world, job, other)
             self.outcomes[ident] = outcome or await reader.read(world, job)
+
+    def _board(self, lead: dict[Any, Flight], others: list[tuple[Any, Flight | None]]) -> None:
+        """What is here is served; the rest is led by this batch, or others' to be joined."""
+        reader, world = self.reader, self.world
+        for ident, job in self.jobs.items():
+            verdict, entry = reader.near.find(job.place)
+            if entry is not None and verdict is Verdict.FRESH:
+                entry.uses += 1.0
+                self.outcomes[ident] = Outcome(entry.value)
+                continue
+            if entry is not None and verdict is Verdict.STALE and reader.far is None:
+                others.append((ident, None))  # served and refreshed, one by one
+                continue
+            mine = lead[ident] = Flight(ident)
+            flight = world.flights.board(mine)
+            if flight is not mine:
+                del lead[ident]
+                others.append((ident, flight))
+
+    def _end(self, lead: dict[Any, Flight]) -> None:
+        for ident, flight in lead.items():
+            late = not flight.landed
+            self.world.flights.end(flight)
+            if late:
+                # Cancelled: neither callers nor leases must wait for this batch.
+                place = self.jobs[ident].place
+                self.reader.filler.give_back_behind(self.world, place, self.rights.get(ident))
 
     async def _lead(self, lead: dict[Any, Flight]) -> None:
         reader, far = self.reader, self.reader.far

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .. import pending_reads
 from ..core.deadline import Deadline
 from ..core.entry import Entry, Verdict
 from ..core.flights import Flight, led
@@ -49,9 +50,13 @@ class Reader(Loader):
                 alone, seen = await self._alone(world, job)
                 if alone is not None:
                     return alone
-            flight, leads = world.flights.board(job.place.ident)
-            if leads:
-                return await self._lead(world, job, flight, seen)
+            mine = Flight(job.place.ident)
+            try:
+                flight = world.flights.board(mine)
+                if flight is mine:
+                    return await self._lead(world, job, mine, seen)
+            finally:
+                world.flights.end(mine)
             outcome = None
             if flight.behind:
                 stale = entry if verdict is Verdict.STALE else None
@@ -109,7 +114,7 @@ class Reader(Loader):
         async def ask(_: Sequence[int]) -> Sequence[Found]:
             return await far.read(world, [key], [tags], codec, deadline)
 
-        (after,) = await self.invalidator.read(world, [key], [tags], ask, deadline)
+        (after,) = await pending_reads.read(self.invalidator, world, [key], [tags], ask, deadline)
         assert after is not None  # or it raised
         return after
 
@@ -121,10 +126,7 @@ class Reader(Loader):
             return outcome
         finally:
             led.reset(token)
-            world.flights.leave(flight)
-            if not flight.landed:
-                # Cancelled, or the fill was refused: whoever waits starts anew.
-                flight.hand_on()
+            world.flights.end(flight)  # cancelled, or the fill was refused: who waits starts anew
 
     async def _obtain(
         self, world: AnyWorld, job: Job, flight: Flight, seen: Found | None
@@ -226,16 +228,18 @@ class Reader(Loader):
     async def refresh(self, world: AnyWorld, job: Job) -> Outcome:
         """Load now, and keep that in place of whatever is cached anywhere: an invalidation of the
         key, and a load. Who asks meanwhile joins nothing older."""
-        flight = self.take_over(world, job.place)
-        self.near.kill([job.place])
-        token = led.set((*led.get(), flight))
+        flight = Flight(job.place.ident)
         try:
-            return await self._renew(world, job, flight, keep=False)
+            self.take_over(world, flight)
+            self.near.kill([job.place])
+            token = led.set((*led.get(), flight))
+            try:
+                return await self._renew(world, job, flight, keep=False)
+            finally:
+                led.reset(token)
+                world.flights.end(flight)
         finally:
-            led.reset(token)
-            world.flights.leave(flight)
-            if not flight.landed:
-                flight.hand_on()
+            world.flights.end(flight)
 
     def _disown(self, place: Place, flight: Flight) -> None:
         """No copy of a key stays in this process, and no flight keeps what it reads but this."""
@@ -245,9 +249,7 @@ class Reader(Loader):
 
     def _refresh_behind(self, world: AnyWorld, job: Job) -> None:
         """Start one background load of a key that is being served stale, unless one runs."""
-        flight, leads = world.flights.board(job.place.ident, behind=True)
-        if not leads:
-            return
+        flight = Flight(job.place.ident, behind=True)
 
         async def work() -> None:
             token = led.set((flight,))
@@ -259,14 +261,18 @@ class Reader(Loader):
                         self.near.postpone(job.place, BACK_OFF)
             finally:
                 led.reset(token)
-                world.flights.leave(flight)
-                if not flight.landed:
-                    flight.hand_on()
+                world.flights.end(flight)
 
-        if not world.spawn(work, f"refresh {job.recipe.name}"):
-            self.meter.count("refreshes_skipped")
-            world.flights.leave(flight)
-            flight.hand_on()
+        begun = False
+        try:
+            if world.flights.board(flight) is not flight:
+                return
+            begun = world.spawn(work, f"refresh {job.recipe.name}")
+            if not begun:
+                self.meter.count("refreshes_skipped")
+        finally:
+            if not begun:
+                world.flights.end(flight)
 
     async def _renew(self, world: AnyWorld, job: Job, flight: Flight, *, keep: bool) -> Outcome:
         seq = self.near.seq

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..core.keys import physical
 from ..core.ops import Op
 from ..core.place import Place
 from ..protocols import Record
@@ -18,19 +19,17 @@ if TYPE_CHECKING:
 
 async def written(strategy: WriteBack, world: AnyWorld, ops: Sequence[Op]) -> None:
     """The source has them: whatever was loaded before is outdated."""
-    parts, held = strategy._parts, strategy._held
-    if parts.far is None and not strategy._backlog.hits and not strategy._drops:
-        return  # the log itself tells every process, this one too
-    places = [place for op in ops if (place := _place(strategy, op)) is not None]
-    drops = [tag for op in ops for tag in _tags(strategy, op)]
-    await parts.invalidator.tell(world, texts(places), drops, replay=True)
+    parts, held, drops = strategy._parts, strategy._held, []
+    if parts.far is not None or strategy._drops:
+        places = [place for op in ops if (place := _place(strategy, op)) is not None]
+        drops = [tag for op in ops for tag in _tags(strategy, op)]
+        await parts.invalidator.tell(world, texts(places), drops, replay=True)
     # Before the log lets go: loads that began while the key was dirty saw the old row.
-    if held is None:
-        parts.invalidator.detach(places, ())
-    else:  # near copies are what was written, or newer
-        parts.invalidator.detach_flights(places, ())
-        for place in places:  # of another writer, whose value may now be the older one
-            parts.near.writers.contest(place.ident)
+    idents = [op.key for op in ops] if held is not None else [physical(op.key) for op in ops]
+    parts.invalidator.outdate(idents)
+    if held is None:  # else near copies are what was written, or newer
+        for ident in filter(parts.near.may_hold, idents):
+            parts.near.kill_named(ident)
     if drops:
         parts.invalidator.detach((), drops)
 

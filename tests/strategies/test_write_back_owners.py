@@ -342,6 +342,32 @@ def test_every_delivery_of_a_lane_has_an_epoch_of_its_own(shelf: Shelf, log: str
     assert (fence.refused, len(fence.seen)) == (0, 1)
 
 
+class Keeping(Fence):
+    """Keeps the operations of each delivery, and what their epochs were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[tuple[list[Any], list[int]]] = []
+
+    def write_many(self, ops: Any) -> Any:
+        self.given.append((list(ops), [op.epoch for op in ops]))
+        return super().write_many(ops)
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_what_a_sink_was_given_is_not_changed_by_a_later_delivery(shelf: Shelf, log: str) -> None:
+    fence = Keeping()
+    fence.errors = [ValueError("one is bad"), ConnectionError("away")]
+    options = {"log": "memory"} if log == "memory" else {}
+    book = shelf.book(fence, batch=4, **options)
+    for n in range(8):
+        book.put(n, n)
+    assert book.flush(LONG).complete
+    assert len(fence.given) >= 4
+    for ops, epochs in fence.given:
+        assert [op.epoch for op in ops] == epochs
+
+
 # -- what is dropped
 
 

@@ -38,17 +38,23 @@ def _until(condition: Any) -> None:
     raise AssertionError("it never came to be")
 
 
+def boarded(table: FlightTable, ident: str) -> tuple[Flight, bool]:
+    mine = Flight(ident)
+    flight = table.board(mine)
+    return flight, flight is mine
+
+
 # -- the table ---------------------------------------------------------------------------
 
 
 def test_the_first_to_board_leads_and_the_others_join_the_same_flight() -> None:
     table = FlightTable()
-    first, leads = table.board("k")
+    first, leads = boarded(table, "k")
     assert leads
-    assert table.board("k") == (first, False)
-    assert table.board("other")[1]
+    assert boarded(table, "k") == (first, False)
+    assert boarded(table, "other")[1]
     table.leave(first)
-    assert table.board("k")[1]
+    assert boarded(table, "k")[1]
 
 
 def test_of_threads_that_board_at_once_exactly_one_leads() -> None:
@@ -59,7 +65,7 @@ def test_of_threads_that_board_at_once_exactly_one_leads() -> None:
             table: FlightTable = table, barrier: threading.Barrier = barrier
         ) -> tuple[Flight, bool]:
             barrier.wait()
-            return table.board("k")
+            return boarded(table, "k")
 
         answers = _together(*[board] * 4)
         assert [leads for _, leads in answers].count(True) == 1
@@ -68,13 +74,13 @@ def test_of_threads_that_board_at_once_exactly_one_leads() -> None:
 
 def test_a_detached_flight_leaves_the_table_to_whoever_comes_later() -> None:
     table = FlightTable()
-    old, _ = table.board("k")
+    old, _ = boarded(table, "k")
     table.detach("k")
     assert old.detached
-    new, leads = table.board("k")
+    new, leads = boarded(table, "k")
     assert leads
     table.leave(old)  # the old leader ends: the new flight stays
-    assert table.board("k") == (new, False)
+    assert boarded(table, "k") == (new, False)
     assert not new.detached
 
 
@@ -84,9 +90,9 @@ def test_leaving_and_boarding_at_once_never_removes_a_flight_of_another() -> Non
 
     def churn() -> None:
         for _ in range(2_000):
-            flight, leads = table.board("k")
+            flight, leads = boarded(table, "k")
             if leads:
-                if table.board("k")[0] is not flight and not flight.detached:
+                if boarded(table, "k")[0] is not flight and not flight.detached:
                     wrong.append(flight)
                 table.leave(flight)
 
@@ -100,7 +106,7 @@ def test_leaving_and_boarding_at_once_never_removes_a_flight_of_another() -> Non
 
 def test_a_tag_detaches_flights_that_carry_it_and_those_whose_tags_are_unknown() -> None:
     table = FlightTable()
-    flights = {name: table.board(name)[0] for name in ("tagged", "other", "unknown")}
+    flights = {name: boarded(table, name)[0] for name in ("tagged", "other", "unknown")}
     flights["tagged"].tags = ("t", "u")
     flights["other"].tags = ("u",)
     table.detach_tagged(["t"])

@@ -81,7 +81,7 @@ def test_a_cancellation_that_meets_the_landing_is_not_swallowed(load_timeout: An
             return "v"
 
         flights = cache.parts.runtime.asyncio().flights
-        flight, _ = flights.board(load.key(1))
+        flight = flights.board(Flight(load.key(1)))
         waiter = asyncio.create_task(load(1))
         await _settle()
         flight.land("v")
@@ -124,7 +124,7 @@ def _answer(loading: bool, **landing: Any) -> tuple[str, list[int]]:
         return "own"
 
     flights = cache.parts.runtime.threads.flights
-    flight, _ = flights.board(load.key(1))
+    flight = flights.board(Flight(load.key(1)))
     flight.loading = loading
     with ThreadPoolExecutor(1) as pool:
         caller = pool.submit(load, 1)

@@ -12,9 +12,10 @@ from cachekit.backends.memory import MemoryBackend
 from cachekit.core.entry import Verdict
 from cachekit.core.keys import physical
 from cachekit.errors import BackendError, PartUnavailable
-from cachekit.invalidation import LOOKS, Invalidator
+from cachekit.invalidation import Invalidator
 from cachekit.packing import Found
 from cachekit.pending import SPACE
+from cachekit.pending_reads import LOOKS, read
 from cachekit.protocols import SlotState
 from cachekit.runtime import Runtime, drive
 
@@ -78,7 +79,7 @@ class Desk:
             return found
 
         deadline = self.far.deadline(self.world)
-        found = drive(self.invalidator.read(self.world, keys, own, ask, deadline, whole=whole))
+        found = drive(read(self.invalidator, self.world, keys, own, ask, deadline, whole=whole))
         return [f if f is None else f.value if f.readable else Verdict.MISS for f in found]
 
 
@@ -258,6 +259,6 @@ def test_nothing_pending_costs_a_read_no_more_than_the_question(desk: Desk) -> N
         return [Found(Verdict.MISS, SlotState.NOTHING), None]
 
     deadline = desk.far.deadline(desk.world)
-    found = drive(desk.invalidator.read(desk.world, ["a", "b"], [(), ()], ask, deadline))
+    found = drive(read(desk.invalidator, desk.world, ["a", "b"], [(), ()], ask, deadline))
     assert asked == [[0, 1]]
     assert found[1] is None  # the far tier's own word passes through

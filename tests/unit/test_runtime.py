@@ -15,6 +15,7 @@ import pytest
 
 import cachekit
 from cachekit import runtime as runtime_module
+from cachekit.core.flights import Flight
 from cachekit.core.outcome import Outcome
 from cachekit.errors import LoadTimeoutError
 from cachekit.runtime import BACKGROUND_LIMIT, Runtime, drive
@@ -82,7 +83,7 @@ def test_a_waiter_waits_no_longer_than_the_load_timeout() -> None:
     cache = cachekit.Cache()
     load = cache.cached(load_timeout=0.05)(lambda: "v")
     flights = cache.parts.runtime.threads.flights
-    flight, _ = flights.board(load.key())
+    flight = flights.board(Flight(load.key()))
     with pytest.raises(LoadTimeoutError):
         load()
     flights.leave(flight)
@@ -90,7 +91,7 @@ def test_a_waiter_waits_no_longer_than_the_load_timeout() -> None:
     async def main() -> None:
         async_load = cache.cached(load_timeout=0.05, name="a")(_none)
         table = cache.parts.runtime.asyncio().flights
-        table.board(async_load.key())
+        table.board(Flight(async_load.key()))
         with pytest.raises(LoadTimeoutError):
             await async_load()
 
