@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from .core.keys import bare
 from .core.ops import Flushed
 from .core.outcome import Outcome
 from .errors import ConfigurationError
@@ -31,7 +32,7 @@ def repository(
     source: Any,
     *,
     strategy: Strategy | type[Strategy] | None = None,
-    id: str | Callable[[Any], Any] = "id",
+    id: str | Callable[[Any], Any] | None = None,
     key: str | None = None,
     absent: tuple[type[BaseException], ...] = (),
     load: str | None = None,
@@ -47,7 +48,9 @@ def repository(
     The object's own methods are found by name (``load``/``get``/``find``/``fetch``,
     ``save``/``store``/``put``/``upsert``, ``delete``/``remove``, and ``..._many``), or named here;
     all others pass through. ``id`` is the record's attribute (or mapping key) that identifies it,
-    or a function of the record; ``key`` a template ("order:{id}", default: the class's name).
+    or a function of the record (default: the object's ``__cache_id__``, else "id"); ``key`` a
+    template ("order:{id}", default: the class's name, and what the object's ``__cache_key__``
+    gives).
     ``absent``: exceptions of ``load`` that mean "there is none", cached as such (``None`` always
     does; ``negative_ttl`` bounds it). ``strategy``: a class, or a description such as
     ``WriteBack(log="memory")``; default WriteThrough. Options are the strategy's (``ttl``,
@@ -69,12 +72,12 @@ def repository(
             f"{type(source).__name__} has no method {' or '.join(_NAMES['load'])}; name it: "
             'cache.repository(obj, load="by_id")'
         )
-    mapper = _Mapper(source, methods, id, absent)
+    mapper = _Mapper(source, methods, id or getattr(source, "__cache_id__", None) or "id", absent)
     spec = strategy if strategy is not None else WriteThrough
     if isinstance(spec, type):
         spec = spec()
     bound = spec.bound(
-        cache, key=key or f"{type(source).__name__}:{{id}}", **mapper.functions(), **options
+        cache, key=key or f"{_name_of(source)}:{{id}}", **mapper.functions(), **options
     )
     if bound.is_async:
         return AsyncRepository(source, bound, mapper)
@@ -164,6 +167,13 @@ class _Mapper:
         if isinstance(found, Mapping):
             return found
         return {self.id_of(record): record for record in found if record is not None}
+
+
+def _name_of(source: Any) -> str:
+    """The class's name, and the object's own where it has one, so that two do not share records."""
+    own = getattr(source, "__cache_key__", None)
+    name = type(source).__name__ if own is None else f"{type(source).__name__}:{bare(own())}"
+    return name.replace("{", "{{").replace("}", "}}")
 
 
 def _second(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -388,3 +388,33 @@ def test_dataclasses_come_back_as_what_they_were_from_a_shared_backend(
     found = second.get(1)
     assert found == Order(1, "book")
     assert type(found) is Order
+
+
+class Shelves(Orders):
+    """Orders by their item, of one of several shelves."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def __cache_key__(self) -> str:
+        return self.name
+
+    def __cache_id__(self, order: Order) -> str:
+        return order.item
+
+    def save(self, order: Order) -> str:
+        self.rows[order.item] = replace(order)  # type: ignore[index]  # by its own id
+        return "saved"
+
+
+def test_an_object_may_say_which_records_it_has_and_what_identifies_them() -> None:
+    with cachekit.Cache() as cache:
+        one, other = (cache.repository(Shelves(name)) for name in ("{one}", "other"))
+        assert isinstance(one, Repository)
+        assert isinstance(other, Repository)
+        one.save(Order(1, "pen"))
+        other.save(Order(2, "pen"))
+        assert (one.load("pen").id, other.load("pen").id) == (1, 2)
+        one.save(Order(3, "pen"))
+        assert (one.load("pen").id, other.load("pen").id) == (3, 2)
