@@ -5,7 +5,7 @@ A process that dies inside leaves blocks that end by themselves: misses, never a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..core.near import Near
 from ..core.place import Place
@@ -14,9 +14,15 @@ from ..invalidation import Invalidator
 from ..runtime import AnyWorld, Runtime
 from ..tiers import Far
 
-# PEP 249: "an unexpected disconnect occurs, ... a transaction could not be processed": such an
-# error says nothing about whether the write landed. Known by name, whatever the driver.
-_UNKNOWN_BY_NAME = frozenset({"OperationalError", "InterfaceError"})
+# Errors that say nothing about whether the write landed, known by name whatever the driver.
+# PEP 249: "an unexpected disconnect occurs, ... a transaction could not be processed". Network
+# errors of libraries that do not derive them from Python's own: botocore, requests, redis, urllib3,
+# httpx, aiohttp, pymongo.
+_UNKNOWN_BY_NAME = frozenset({
+    "OperationalError", "InterfaceError", "ConnectionError", "TimeoutError", "Timeout",
+    "HTTPClientError", "TransportError", "ClientConnectionError", "ClientPayloadError",
+    "AutoReconnect",
+})  # fmt: skip
 
 
 def outcome_unknown(error: BaseException) -> bool:
@@ -25,7 +31,19 @@ def outcome_unknown(error: BaseException) -> bool:
         not isinstance(error, Exception)  # cancelled, interrupted: whoever called it is gone
         or isinstance(error, (TimeoutError, ConnectionError))
         or any(cls.__name__ in _UNKNOWN_BY_NAME for cls in type(error).__mro__)
+        or _status(error) >= 500
     )
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status of an error that has one, as botocore, requests and httpx tell it; or 0."""
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):
+        metadata = response.get("ResponseMetadata")
+        status = metadata.get("HTTPStatusCode") if isinstance(metadata, Mapping) else None
+    else:
+        status = getattr(response, "status_code", None)
+    return status if isinstance(status, int) else 0
 
 
 class Intent:
