@@ -13,7 +13,7 @@ from tenacity import RetryCallState
 
 from ..core.ops import Op
 from ..errors import CacheKitError, CodecError, ConfigurationError, KeyEncodingError
-from .intent import outcome_unknown
+from .intent import http_status, outcome_unknown
 
 MOST_TEXT = 2000  # characters of an error that are kept
 MOST_CAUSES = 10  # that are looked along: they may form a circle
@@ -40,6 +40,8 @@ def is_outage(error: BaseException) -> bool:
             return False
         if isinstance(seen, BaseExceptionGroup):
             return all(is_outage(one) for one in seen.exceptions)
+        if http_status(seen) == 500:
+            return False  # some answer so to a row that they can not take: it is to be found
         if outcome_unknown(seen) or isinstance(seen, CacheKitError):
             return not isinstance(seen, (CodecError, KeyEncodingError))
         if isinstance(seen, (socket.gaierror, concurrent.futures.CancelledError)):

@@ -31,11 +31,11 @@ def outcome_unknown(error: BaseException) -> bool:
         not isinstance(error, Exception)  # cancelled, interrupted: whoever called it is gone
         or isinstance(error, (TimeoutError, ConnectionError))
         or any(cls.__name__ in _UNKNOWN_BY_NAME for cls in type(error).__mro__)
-        or _status(error) >= 500
+        or http_status(error) >= 500
     )
 
 
-def _status(error: Exception) -> int:
+def http_status(error: BaseException) -> int:
     """The HTTP status of an error that has one, as botocore, requests and httpx tell it; or 0."""
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):

@@ -13,6 +13,7 @@ import redis
 import sqlalchemy.exc
 
 from cachekit import Cache, WriteThrough
+from cachekit.strategies.answers import is_outage
 from cachekit.strategies.intent import outcome_unknown
 
 REQUEST = httpx.Request("PUT", "http://source")
@@ -74,6 +75,11 @@ def test_a_response_of_another_shape_says_nothing() -> None:
         error = ValueError()
         error.response = response  # type: ignore[attr-defined]  # as drivers do
         assert not outcome_unknown(error)
+
+
+@pytest.mark.parametrize(("status", "away"), [(400, False), (500, False), (502, True), (503, True)])
+def test_a_batch_is_split_for_a_500_and_waits_for_a_gateway(status: int, away: bool) -> None:
+    assert [is_outage(error) for error in _answered(status)] == [away, away]
 
 
 @pytest.mark.parametrize("status", [400, 503])
