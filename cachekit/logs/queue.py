@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any
 
 from ..core.buffer import Buffer
@@ -244,11 +243,12 @@ class Queue:
             self.keeper = None
 
 
-def delivered(ops: Sequence[Op], epoch: int) -> Sequence[Op]:
-    """The operations of a batch for one delivery. Copies, from the second time on: a later one
-    must not change what an earlier one may still be looking at."""
-    if ops[0].epoch != 0:
-        return [replace(op, epoch=epoch) for op in ops]
-    for op in ops:
-        op.epoch = epoch
-    return ops
+def delivered(ops: Sequence[Op], epoch: int) -> list[Op]:
+    """The operations of a batch for one delivery: copies in a list of their own, because a sink
+    may use up what it is given, and a later delivery must not change what an earlier one may
+    still be looking at."""
+    # Not dataclasses.replace: that takes four times as long.
+    return [
+        Op(o.key, o.kind, o.value, o.id, o.version, epoch, o.lane, o.attempts, o.since, o.at)
+        for o in ops
+    ]

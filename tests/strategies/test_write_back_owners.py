@@ -368,6 +368,32 @@ def test_what_a_sink_was_given_is_not_changed_by_a_later_delivery(shelf: Shelf, 
         assert [op.epoch for op in ops] == epochs
 
 
+class Eating(Fence):
+    """Uses up what it is given, and brings values into a form of its own."""
+
+    def write_many(self, ops: Any) -> Any:
+        for op in ops:
+            op.value = f"<{op.value}>"
+        try:
+            return super().write_many(tuple(ops))
+        finally:
+            ops.clear()
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_a_sink_may_use_up_what_it_is_given(shelf: Shelf, log: str) -> None:
+    fence = Eating()
+    fence.errors = [ConnectionError("away")]
+    options = {"log": "memory"} if log == "memory" else {}
+    book = shelf.book(fence, batch=4, **options)
+    for turn in range(2):
+        for n in range(8):
+            book.put(n, n + turn)
+        flushed = book.flush(LONG)
+        assert (flushed.complete, flushed.left, flushed.parked) == (True, 0, 0)
+        assert fence.rows == {n: f"<{n + turn}>" for n in range(8)}
+
+
 # -- what is dropped
 
 
