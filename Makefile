@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint bench docs faults nightly servers clean
+.PHONY: demo test test-aio conformance lint bench docs faults nightly servers clean
 
 demo: $(VENV)/.demo
 	$(PY) -m cachekit bench --quick --source-delay 2ms --html bench-report.html
@@ -14,6 +14,15 @@ TOGETHER := tests/unit tests/contract tests/model tests/faces tests/dax tests/st
 test: $(VENV)/.dev
 	$(PY) -m pytest -n 2 --dist loadfile $(TOGETHER)
 	$(PY) -m pytest $(TOGETHER:%=--ignore=%)
+
+# Clients of aioboto3, in an environment of their own.
+test-aio: $(PY)
+	$(PY) tests/dax_aio/run.py
+
+# The suites of moto and ministack, unedited, with and without cachekit.dax: the same outcomes.
+SUITE ?= all
+conformance: $(VENV)/.dev
+	$(PY) tests/dax/conformance.py --suite $(SUITE) --weak
 
 lint: $(VENV)/.dev
 	$(PY) -m ruff check .
@@ -32,6 +41,7 @@ faults: $(VENV)/.dev
 SCHEDULES ?= 1000000
 nightly: $(VENV)/.dev faults
 	CACHEKIT_NIGHTLY=1 $(PY) -m pytest tests/promises/test_p54_coalescing.py tests/promises/test_p52_p53_poison_and_outage.py
+	CACHEKIT_NIGHTLY=1 $(PY) -m pytest tests/dax/test_dax_protocol.py tests/dax/test_dax_races.py
 	$(PY) tests/schedules/run.py --backend all --schedules $(SCHEDULES) --jobs 2
 	$(PY) tests/model/check_model.py --actors 2
 

@@ -17,27 +17,19 @@ __all__ = ["Dax", "install"]
 
 
 def install(target: Any, **options: Any) -> Dax:
-    """Put a cache in front of a boto3 or botocore session (every DynamoDB client it makes from
-    now on), of a client, or of a resource or Table; the last two may exist already.
+    """Put a cache in front of a session of boto3, botocore, aioboto3 or aiobotocore (every
+    DynamoDB client it makes from now on), of a client, or of a resource or Table; the last two
+    may exist already.
 
     Options (see :class:`~cachekit.dax.settings.Settings` and ``TableSettings``): ``preset``,
     ``item_ttl``, ``query_ttl``, ``negative_ttl``, ``max_bytes``, ``query_invalidation``,
     ``tables``, ``settle``, ``quarantine``, ``flight_wait``, ``fill_from_strong``,
-    ``read_strongly``, ``return_images``. Two installations share nothing. Raises
-    ConfigurationError where it can not be put, MissingDependencyError without boto3."""
+    ``read_strongly``, ``return_images``; ``cache`` and ``streams``, so that it hears of writes of
+    other processes; ``endpoint``, a DAX cluster to ask instead of DynamoDB
+    (:class:`~cachekit.dax.endpoint_link.EndpointSettings`). Two installations share nothing that
+    is kept. Raises ConfigurationError where it can not be put, MissingDependencyError without
+    boto3."""
     require_botocore()
     dax = Dax(Settings.make(**options))
-    if hasattr(target, "create_client") and hasattr(target, "register"):
-        dax.on_session(target)
-    elif hasattr(target, "events") and hasattr(target, "client"):
-        dax.on_session(target.events)
-    elif hasattr(target, "_make_api_call"):
-        dax.on_client(target)
-    elif hasattr(getattr(target, "meta", None), "client"):
-        dax.on_resource(target)
-    else:
-        raise TypeError(
-            "install: expected a boto3 or botocore session, a DynamoDB client, resource or Table,"
-            f" got {type(target).__name__}"
-        )
+    dax.placing.put(target)
     return dax

@@ -93,7 +93,7 @@ class BatchGet(Step):
             kept = None if strong else store.item(state, key)
             if kept is None:
                 with store.gate:
-                    look = store.protocol.look([state.key_spot(key), state.table_spot])
+                    look = store.look([state.key_spot(key), state.table_spot])
                 wanted = _Wanted(state, table, key, asked, look)
                 left.append(wanted)
                 self._wanted.append(wanted)  # at once: it must be let go of whatever happens
@@ -164,7 +164,7 @@ class BatchGet(Step):
             return
         with store.gate:
             if store.protocol.may_fill(wanted.look, was_strong=wanted.strong):
-                store.keep_item(wanted.state, wanted.key, image)
+                store.keep_item(wanted.state, wanted.key, image, wanted.look.at)
 
     def failed(self, error: BaseException | None) -> None:
         wanted, self._wanted = self._wanted, []

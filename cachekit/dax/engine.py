@@ -6,19 +6,22 @@ as it came. A fault in a write empties everything first: what is kept may then b
 
 from __future__ import annotations
 
+import math
 import re
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from ..core.breaker import Breaker
+from ..core.flights import Flight
 from ..core.outcome import Outcome
 from ..runtime import AnyWorld
 from .batch import BatchGet
 from .expressions import NotUnderstood
+from .fleet import Fleet, Mark
 from .protocol import Outcome as WriteOutcome
 from .reads import GetItem, ReadPage, Step
-from .sent import sending
+from .sent import sending, stop_sending
 from .settings import TableSettings
 from .store import DESCRIBE_AGAIN, Schema, Scope, Store, TableState
 from .values import ABSENT
@@ -53,8 +56,9 @@ _SELECT: Final = re.compile(r"\s*SELECT\b", re.IGNORECASE)
 class Engine:
     """The course of the requests of one handle."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, fleet: Fleet | None = None) -> None:
         self.store = store
+        self.fleet = fleet  # the processes that are told of writes
         self.breaker = Breaker(store.clock, failures=8, reset=5.0)
 
     async def call(
@@ -77,32 +81,75 @@ class Engine:
             step = None
         if step is None:
             return self._learn(scope, operation, params, await send(operation, params))
-        if step.flight is not None:
-            await self._join(world, step)
+        await self.join(world, step)
         if step.answer is not None:
             return Outcome(step.answer)
+        mark = None if self.fleet is None else await self.announce(world, step, operation)
         try:
             outcome = await self._sent(step, operation, send)
         except BaseException as error:
             self._end(step, operation, error)
+            self.conclude_behind(mark, step)
             raise
         if outcome.error is not None:
             self._end(step, operation, outcome.error)
-            return outcome
-        try:
-            return Outcome(step.landed(outcome.value))
-        except Exception:
-            self._end(step, operation, None)
-            self._fault(operation)
-            return outcome
+        else:
+            try:
+                outcome = Outcome(step.landed(outcome.value))
+            except Exception:
+                self._end(step, operation, None)
+                self._fault(operation)
+        if mark is not None:
+            await self.conclude(world, mark, step, operation)
+        return outcome
 
-    async def _join(self, world: AnyWorld, step: Step) -> None:
-        assert step.flight is not None
-        await world.join(step.flight, self.store.settings.flight_wait)
+    # -- other processes -----------------------------------------------------------------
+
+    async def announce(self, world: AnyWorld, step: Step, operation: str) -> Mark | None:
+        """Tell the others that a write begins, before it is sent."""
+        names = step.writes()
+        if self.fleet is None or not names:
+            return None
+        mark = self.fleet.mark(names)
         try:
-            step.joined()
+            await self.fleet.begin(world, mark)
         except Exception:
-            self._fault("join")
+            self._fault(operation)
+            return None
+        except BaseException as error:
+            self._end(step, operation, error)
+            self.conclude_behind(mark, step)
+            raise
+        return mark
+
+    async def conclude(self, world: AnyWorld, mark: Mark, step: Step, operation: str) -> None:
+        """Tell them how it ended, before its caller is told."""
+        assert self.fleet is not None
+        try:
+            await self.fleet.end(world, mark, step.ended)
+        except Exception:
+            self._fault(operation)
+        except BaseException:
+            self.conclude_behind(mark, step)
+            raise
+
+    def conclude_behind(self, mark: Mark | None, step: Step) -> None:
+        """The same for a caller that must not wait."""
+        if self.fleet is not None and mark is not None:
+            self.fleet.end_behind(mark, step.ended)
+
+    async def join(self, world: AnyWorld, step: Step) -> None:
+        """Wait for those who ask for the same, but not for longer than ``flight_wait``."""
+        if step.flight is None:
+            return
+        until = self.store.clock() + self.store.settings.flight_wait
+        while step.flight is not None:
+            await world.join(step.flight, max(0.0, until - self.store.clock()))
+            try:
+                step.joined()
+            except Exception:
+                self._fault("join")
+                return
 
     async def _sent(self, step: Step, operation: str, send: Send) -> Outcome:
         token = sending.set(step.sent) if isinstance(step, WriteStep) else None
@@ -115,7 +162,7 @@ class Engine:
             return outcome
         finally:
             if token is not None:
-                sending.reset(token)
+                stop_sending(token)
 
     def _end(self, step: Step, operation: str, error: BaseException | None) -> None:
         try:
@@ -138,6 +185,8 @@ class Engine:
             with store.gate:
                 store.protocol.end(store.protocol.begin_all(), WriteOutcome.UNKNOWN)
                 store.empty_all()
+            if self.fleet is not None:
+                self.fleet.owe_everything()
 
     # -- which step ----------------------------------------------------------------------
 
@@ -237,13 +286,29 @@ class Engine:
             state, _ = scope.resolve(table)
             if state is None or not _needs_schema(operation, state.settings):
                 continue
-            if state.schema is not None or self.store.clock() < state.describe_at:
+            if state.schema is not None:
                 continue
-            state.describe_at = self.store.clock() + DESCRIBE_AGAIN
-            self.store.meter.count("describes")
+            mine = Flight((state.items.name, "describe"))
+            mine.tags = ()
+            try:
+                flight = self.store.flights.board(mine)
+                if flight is not mine:
+                    await world.join(flight, self.store.settings.flight_wait)
+                elif state.schema is None and self.store.clock() >= state.describe_at:
+                    await self._ask(state, send)
+            finally:
+                self.store.flights.end(mine)
+
+    async def _ask(self, state: TableState, send: Send) -> None:
+        state.describe_at = self.store.clock() + DESCRIBE_AGAIN
+        self.store.meter.count("describes")
+        try:
             outcome = await send("DescribeTable", {"TableName": state.name})
-            if outcome.error is None:
-                self._learned(state, outcome.value.get("Table"))
+        except BaseException:
+            state.describe_at = -math.inf  # nobody was told anything
+            raise
+        if outcome.error is None:
+            self._learned(state, outcome.value.get("Table"))
 
     def _learn(
         self, scope: Scope, operation: str, params: Mapping[str, Any], outcome: Outcome

@@ -15,9 +15,11 @@ from importlib import import_module
 from typing import Any
 
 from ..core.outcome import Outcome
-from ..runtime import Runtime, drive
+from ..runtime import drive
+from .aio import Worlds
 from .engine import READS, Engine
 from .expressions import NotUnderstood
+from .fleet import Mark
 from .intercept import Link
 from .reads import Step
 from .sent import sending
@@ -29,15 +31,18 @@ _MARK = "cachekit_dax"
 class _Held:
     """A step under way; whoever drops it has ended it."""
 
-    __slots__ = ("step",)
+    __slots__ = ("engine", "mark", "step")
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, mark: Mark | None, engine: Engine) -> None:
         self.step: Step | None = step
+        self.mark = mark
+        self.engine = engine
 
     def __del__(self) -> None:
         step, self.step = self.step, None
         if step is not None:
             step.failed(None)
+            self.engine.conclude_behind(self.mark, step)
 
 
 class EventRoad:
@@ -47,13 +52,13 @@ class EventRoad:
     def __init__(
         self,
         engine: Engine,
-        runtime: Runtime,
+        worlds: Worlds,
         client: Any,
         link: Link,
         serves: Callable[[], bool | None],
     ) -> None:
         self._engine = engine
-        self._runtime = runtime
+        self._worlds = worlds
         self._client = weakref.ref(client)
         self._link = link
         self._serves = serves
@@ -88,20 +93,20 @@ class EventRoad:
         if step.answer is not None:
             response = import_module("botocore.awsrequest").AWSResponse
             return response("cache", 200, {}, None), step.answer
-        context[_MARK] = _Held(step)
+        engine = self._engine
+        mark = drive(engine.announce(self._worlds.plain(), step, operation))
+        context[_MARK] = _Held(step, mark, engine)
         return None
 
     def _step(self, operation: str, params: Any) -> Step | None:
         body = json.loads(params["body"])
         asked = _decoded(body)
         engine, scope = self._engine, self._link.scope
-        drive(engine._describe(self._runtime.threads, scope, operation, asked, self._describe))
+        drive(engine._describe(self._worlds.plain(), scope, operation, asked, self._describe))
         step = engine._step(scope, operation, asked, plain=False)
         if step is None:
             return None
-        if step.flight is not None:
-            drive(self._runtime.threads.join(step.flight, engine.store.settings.flight_wait))
-            step.joined()
+        drive(engine.join(self._worlds.plain(), step))
         if isinstance(step, WriteStep):
             step.sent.request = params
             sending.set(step.sent)  # until the next write: attempts are noted here
@@ -136,6 +141,9 @@ class EventRoad:
         except Exception:
             self._engine._end(step, model.name, None)
             self._engine._fault(model.name)
+        if held.mark is not None:
+            threads = self._worlds.plain()
+            drive(self._engine.conclude(threads, held.mark, step, model.name))
 
 
 class _Answered(Exception):

@@ -8,32 +8,22 @@ from contextvars import ContextVar
 from typing import Any
 
 from ..core.entry import INF
-from ..errors import ConfigurationError
 from ..observe import Meter
 from ..runtime import Runtime, drive
 from . import answers
+from .aio import Worlds, send_by
+from .endpoint import Endpoint
 from .engine import Engine
-from .events import EventRoad
 from .expressions import NotUnderstood, table_name
-from .intercept import (
-    LINK,
-    Link,
-    client_mixin,
-    events_mixin,
-    handler_ids,
-    is_asynchronous,
-    passes_through,
-    place_of,
-    principal_of,
-    sync_send,
-    unwatch,
-    watch,
-    with_hits,
-)
-from .protocol import Outcome
+from .fleet import Fleet
+from .intercept import LINK, Link, sync_send
+from .notes import EVERYTHING, table_mark
+from .others import Others
+from .placing import Placing
 from .settings import Settings
-from .store import Store, TableState
-from .values import ABSENT, Key, key_of, part_of, plain_atom, wire_atom
+from .store import Scope, Store, TableState
+from .streams import Following
+from .values import ABSENT, Key, key_of, plain_atom, wire_atom
 
 
 class Dax:
@@ -46,11 +36,37 @@ class Dax:
         self._runtime = runtime or Runtime()
         self._runtime.take()
         self._store = Store(settings, self._runtime, self.meter)
-        self._engine = Engine(self._store)
+        self._others = Others(self._store, patience=2 * settings.quarantine)
+        self._store.before_look.append(self._others.expire)
+        self._fleet: Fleet | None = None
+        if settings.cache is not None:
+            self._fleet = Fleet(settings.cache, self._others, self._runtime, self.meter)
+            self._store.trusts = self._fleet
+        self._follows: Following | None = None
+        if settings.streams is not None:
+            self._follows = Following(self._store, self._others, self._fleet)
+            self._store.before_look.append(self._follows.check)
+        self._store.on_table.append(self._meet)
+        self._engine = Engine(self._store, self._fleet)
+        self._endpoint: Endpoint | None = None
+        if settings.endpoint is not None:
+            self._endpoint = Endpoint(
+                settings.endpoint,
+                queries=settings.may_be_outdated,
+                clock=self._store.clock,
+                meter=self.meter,
+            )
         self._bypassed: ContextVar[bool] = ContextVar("cachekit_dax_bypassed", default=False)
         self._open = True
-        self._undo: list[Callable[[], None]] = []
-        self._mixin = client_mixin(self._call)
+        self._worlds = Worlds(self._runtime)
+        self.placing = Placing(
+            self._engine,
+            self._worlds,
+            call=self._call,
+            call_aio=self._call_aio,
+            table_hit=self._table_hit,
+            serves=self._serves,
+        )
         self._clock = self._store.clock
         self._runtime.on_fork(self._after_fork)
 
@@ -66,8 +82,11 @@ class Dax:
 
     def _after_fork(self) -> None:
         self._store.reset_after_fork()
+        self._others.reset_after_fork()
         self.meter.reset_after_fork()
         self._engine.breaker.reset_after_fork()
+        if self._endpoint is not None:
+            self._endpoint.reset_after_fork()
 
     # -- switches ------------------------------------------------------------------------
 
@@ -85,54 +104,50 @@ class Dax:
         them. What is being read now is not kept. Raises ValueError for what is no key."""
         given = [keys] if isinstance(keys, Mapping) else list(keys)
         found = [self._key(dict(each)) for each in given]
-        store, name = self._store, _plain_name(table)
-        with store.gate:
-            for state in self._states(name):
-                tags, spots = [state.any_tag], [state.any_spot]
-                for key in found:
-                    spots.append(state.key_spot(key))
-                    schema = state.schema
-                    partition = None if schema is None else part_of(key, schema.names[0])
-                    if partition is not None:
-                        tags.append(state.partition_tag(partition))
-                        spots.append(state.partition_spot(partition))
-                write = store.protocol.begin(spots)
-                store.evict(state, found, tags)
-                store.protocol.end(write, Outcome.APPLIED)
+        self._written([(mark, key) for mark in self._marks(table) for key in found])
         self.meter.count("invalidations", len(found))
 
     def flush(self, table: str | None = None) -> None:
         """Drop everything of one table, or of all."""
-        store = self._store
-        with store.gate:
-            if table is None:
-                write = store.protocol.begin_all()
-                store.empty_all()
-                store.protocol.end(write, Outcome.APPLIED)
-            else:
-                for state in self._states(_plain_name(table)):
-                    write = store.protocol.begin([state.any_spot, state.table_spot])
-                    store.empty(state)
-                    store.protocol.end(write, Outcome.APPLIED)
+        marks = [EVERYTHING] if table is None else self._marks(table)
+        self._written([(mark, None) for mark in marks])
         self.meter.count("flushes")
+
+    def _written(self, names: list[tuple[bytes, Key | None]]) -> None:
+        with self._store.gate:
+            for mark, key in names:
+                self._others.written(mark, key)
+        if self._fleet is not None and names:
+            drive(self._fleet.written(self._runtime.threads, names))
 
     def uninstall(self) -> None:
         """Take it off: sessions, clients and tables work as before. Twice is fine."""
         self._open = False
-        while self._undo:
-            self._undo.pop()()
+        self.placing.undo()
+        if self._follows is not None:
+            self._follows.close()
+        if self._fleet is not None:
+            self._fleet.close()
+        if self._endpoint is not None:
+            self._endpoint.close()
         with self._store.gate:
             self._store.empty_all()
         self._runtime.close()
 
     close = uninstall
 
-    def _states(self, name: str) -> list[TableState]:
-        return [
-            state
-            for scope in list(self._store.scopes.values())
-            if (state := scope.tables.get(name)) is not None
-        ]
+    def _meet(self, scope: Scope, state: TableState) -> None:
+        """A table is used for the first time."""
+        if self._fleet is not None:
+            self._fleet.listen()
+        if self._follows is not None:
+            self._follows.meet(scope, state)
+
+    def _marks(self, table: str) -> list[bytes]:
+        """A table of that name, wherever this handle asked so far."""
+        name = _plain_name(table)
+        places = [scope.place for scope in list(self._store.scopes.values())]
+        return list(dict.fromkeys(table_mark(place, name) for place in places))
 
     def _key(self, given: dict[str, Any]) -> Key:
         key = key_of(given, wire_atom) or key_of(given, plain_atom)
@@ -164,6 +179,13 @@ class Dax:
             "evictions": evictions,
             "bytes": int(self._store.near.weight),
             "max_bytes": self.settings.max_bytes,
+            "bus": None if self._fleet is None else self._fleet.state,
+            "lag": {
+                name: self.meter.timings[name].summary()
+                for name in _LAGS
+                if name in self.meter.timings
+            },
+            "streams": {} if self._follows is None else self._follows.states(),
             "tables": tables,
         }
 
@@ -200,11 +222,13 @@ class Dax:
             what = "known not to exist" if entry.value is ABSENT else "cached"
             return {**told, "answer": "cache", "why": what}
         with self._store.gate:
-            look = self._store.protocol.look([state.key_spot(found), state.table_spot])
+            look = self._store.look([state.key_spot(found), state.table_spot])
             held, strong = look.held, look.strong
             self._store.protocol.leave(look)
         why = "not cached"
-        if held:
+        if state.follows is not None and not state.follows.open:
+            why = "its change stream is not followed now, so nothing is kept"
+        elif held:
             why = "being written, or a write of unknown outcome may still land"
         elif strong:
             why = "written a moment ago: replicas may lag"
@@ -215,26 +239,51 @@ class Dax:
     def _call(
         self, client: Any, operation: str, params: Any, forward: Callable[[str, Any], Any]
     ) -> Any:
+        found = self._look(client, operation, params)
+        if found is None:
+            return forward(operation, params)
+        if isinstance(found, dict):
+            return found
+        request, send = (operation, params, found.plain), sync_send(forward)
+        world = self._worlds.plain()
+        if self._endpoint is not None:
+            send = self._endpoint.over(send, client, world)
+        outcome: Any = drive(self._engine.call(world, found.scope, request, send))
+        return outcome.settle()
+
+    async def _call_aio(
+        self, client: Any, operation: str, params: Any, forward: Callable[[str, Any], Any]
+    ) -> Any:
+        found = self._look(client, operation, params)
+        if found is None:
+            return await forward(operation, params)
+        if isinstance(found, dict):
+            return found
+        request, send = (operation, params, found.plain), send_by(forward)
+        world = self._runtime.asyncio()
+        if self._endpoint is not None:
+            send = self._endpoint.over(send, client, world)
+        outcome = await self._engine.call(world, found.scope, request, send)
+        return outcome.settle()
+
+    def _look(self, client: Any, operation: str, params: Any) -> Link | dict[str, Any] | None:
+        """A hit; else by which link the engine is to be asked; None: it passes by."""
         if not self._open:
-            return forward(operation, params)
-        link = client.__dict__.get(LINK) or self._adopt(client)
+            return None
+        link = client.__dict__.get(LINK) or self.placing.adopt(client)
         if link is None or link.stubbed or type(params) is not dict:
-            return forward(operation, params)
+            return None
         if operation == "GetItem" and len(params) == 2:
             answer = self._hit(link, params)
             if answer is not None:
                 return answer
         if self._bypassed.get() and operation in _BYPASSED:
-            return forward(operation, params)
-        outcome: Any = drive(
-            self._engine.call(
-                self._runtime.threads,
-                link.scope,
-                (operation, params, link.plain),
-                sync_send(forward),
-            )
-        )
-        return outcome.settle()
+            return None
+        return link
+
+    def _serves(self) -> bool | None:
+        """Whether reads may be answered now; None: it was uninstalled."""
+        return not self._bypassed.get() if self._open else None
 
     def _hit(self, link: Link, params: dict[str, Any]) -> dict[str, Any] | None:
         """The shortest road of a GetItem of only a table and a key."""
@@ -287,95 +336,16 @@ class Dax:
         entry.uses += 1.0
         return answer
 
-    # -- putting it in front -------------------------------------------------------------
-
-    def _adopt(self, client: Any) -> Link | None:
-        """The link of a client, made at its first call; None: this client can not be served."""
-        ids = handler_ids(client)
-        if ids is None:
-            self.meter.count("not_served")
-            return None
-        scope = self._store.scope(place_of(client), principal_of(client))
-        link = Link(scope, ids)
-        watch(client.meta.events)
-        client.__dict__[LINK] = link
-        return link
-
-    def _creating_client(self, class_attributes: Any, base_classes: Any, **_: Any) -> None:
-        if is_asynchronous(class_attributes.get("get_item"), base_classes):
-            self.meter.count("not_served")
-            self.meter.warn_once("dax", "cachekit.dax: asyncio clients are not served yet")
-        elif passes_through(class_attributes.get("get_item")):
-            base_classes.insert(0, self._mixin)
-        else:
-            base_classes.insert(0, events_mixin(self._attach))
-
-    def _attach(self, client: Any) -> None:
-        """By its events: slower, but for any botocore that has them."""
-        link = self._adopt(client)
-        if link is not None:
-            self.meter.count("by_events")
-            road = EventRoad(self._engine, self._runtime, client, link, self._serves)
-            self._undo.append(road.leave)
-
-    def _serves(self) -> bool | None:
-        return not self._bypassed.get() if self._open else None
-
-    def _creating_table(self, class_attributes: Any, **_: Any) -> None:
-        if "get_item" in class_attributes:
-            class_attributes["get_item"] = with_hits(class_attributes["get_item"], self._table_hit)
-
-    def on_session(self, events: Any) -> None:
-        """In front of every client that this session makes from now on."""
-        for name, handler in (
-            ("creating-client-class.dynamodb", self._creating_client),
-            ("creating-resource-class.dynamodb.Table", self._creating_table),
-        ):
-            ident = f"cachekit-dax-{id(self)}-{name}"
-            events.register(name, handler, unique_id=ident)
-            self._undo.append(
-                lambda name=name, handler=handler, ident=ident: events.unregister(  # type: ignore[misc]  # bound
-                    name, handler, unique_id=ident
-                )
-            )
-
-    def on_client(self, client: Any) -> None:
-        """In front of a client that exists."""
-        own = type(client)
-        if getattr(own, "_cachekit_dax", False):
-            raise ConfigurationError("another cachekit.dax is installed here; uninstall it first")
-        if not hasattr(own, "get_item"):
-            raise ConfigurationError("this is no DynamoDB client")
-        if is_asynchronous(own.get_item, [own]):
-            raise ConfigurationError("asyncio clients (aioboto3, aiobotocore) are not served yet")
-        if not passes_through(own.get_item):
-            self._attach(client)
-            return
-        client.__class__ = type(own.__name__, (self._mixin, own), {"__module__": own.__module__})
-
-        def undo() -> None:
-            client.__class__ = own
-            client.__dict__.pop(LINK, None)
-            unwatch(client.meta.events)
-
-        self._undo.append(undo)
-
-    def on_resource(self, resource: Any) -> None:
-        """In front of a resource or Table that exists, and of its client."""
-        self.on_client(resource.meta.client)
-        own = type(resource)
-        if hasattr(own, "get_item"):
-            reads = {"get_item": with_hits(own.get_item, self._table_hit)}
-            resource.__class__ = type(own.__name__, (own,), {"__module__": own.__module__, **reads})
-            self._undo.append(lambda: setattr(resource, "__class__", own))
-
 
 _BYPASSED = frozenset({"GetItem", "BatchGetItem", "Query", "Scan"})
+_LAGS = ("bus_lag", "stream_lag")
 _PER_TABLE = ("item_hits", "query_hits", "items", "pages")
 _COUNTED = (
     "item_misses", "query_misses", "shared", "fills", "fills_refused", "not_kept", "passed",
     "reads_made_strong", "unknown_outcomes", "invalidations", "flushes", "describes", "faults",
-    "not_served", "by_events",
+    "not_served", "by_events", "not_trusted", "others_told", "bus_untold", "bus_flushes",
+    "stream_records", "stream_echoes", "stream_flushes", "writers_silent",
+    "cluster_answers", "cluster_fallbacks",
 )  # fmt: skip
 
 

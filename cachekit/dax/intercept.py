@@ -75,7 +75,11 @@ class _Recorder:
 
 
 def is_asynchronous(get_item: Any, bases: Iterable[type]) -> bool:
-    """Whether these are the parts of an asyncio client."""
+    """Whether these are the parts of an asyncio client. Asks for the library too: what others put
+    around a coroutine function may look like a plain one."""
+    classes = [each for base in bases for each in base.__mro__]
+    if any(each.__module__.partition(".")[0] == "aiobotocore" for each in classes):
+        return True
     calls = [get_item, *(getattr(base, "_make_api_call", None) for base in bases)]
     return any(inspect.iscoroutinefunction(call) for call in calls)
 

@@ -54,10 +54,11 @@ class Look:
     """One read under way. ``strong``: it must be strongly consistent to fill; ``held``: it may
     not fill at all. Ends with :meth:`Protocol.leave`."""
 
-    __slots__ = ("epochs", "held", "spots", "strong")
+    __slots__ = ("at", "epochs", "held", "spots", "strong")
 
-    def __init__(self, spots: list[Spot], *, strong: bool, held: bool) -> None:
+    def __init__(self, spots: list[Spot], at: float, *, strong: bool, held: bool) -> None:
         self.spots = spots
+        self.at = at  # when it began
         self.epochs = [spot.epoch for spot in spots]
         self.strong = strong
         self.held = held
@@ -67,10 +68,11 @@ class Write:
     """One write under way. Ends with :meth:`Protocol.end`. ``watched``: spots that it does not
     change, but whose writers could have changed the same."""
 
-    __slots__ = ("alone", "ended", "epochs", "held", "spots", "watched", "watched_epochs")
+    __slots__ = ("alone", "at", "ended", "epochs", "held", "spots", "watched", "watched_epochs")
 
     def __init__(self, spots: list[Spot], watched: list[Spot], now: float) -> None:
         self.spots = spots
+        self.at = now
         self.watched = watched
         self.watched_epochs = [spot.epoch for spot in watched]
         self.alone = [spot.writers == 1 and now >= spot.hold_until for spot in spots]
@@ -112,6 +114,7 @@ class Protocol:
             spot.readers += 1
         return Look(
             spots,
+            now,
             strong=any(now < spot.settle_until for spot in spots),
             held=any(now < spot.hold_until or spot.writers for spot in spots),
         )

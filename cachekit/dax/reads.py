@@ -12,7 +12,7 @@ from typing import Any
 from ..core.flights import Flight, closes_circle, leads, led
 from . import answers
 from .expressions import Asked, NotUnderstood, partition_of, project, projection_of
-from .protocol import Look
+from .protocol import Look, Outcome
 from .store import Store, TableState
 from .values import ABSENT, Image, Key, Page, key_of, plain_atom, to_plain, to_wire, wire_atom
 
@@ -31,9 +31,14 @@ class Step:
         self.plain = plain
         self.answer: dict[str, Any] | None = None
         self.flight: Flight | None = None  # of another, to be waited for
+        self.ended = Outcome.UNKNOWN  # of a write
+
+    def writes(self) -> list[tuple[bytes, Key | None]]:
+        """The tables and keys that it writes; None: anything in the table."""
+        return []
 
     def joined(self) -> None:
-        """The flight waited for has landed, or took too long."""
+        """The flight waited for has landed, or took too long. There may be another then."""
 
     def landed(self, response: dict[str, Any]) -> dict[str, Any]:
         """The response came; gives what the caller gets."""
@@ -79,7 +84,7 @@ class Shared(Step):
     def _image(self, response: Mapping[str, Any]) -> Any:
         raise NotImplementedError
 
-    def _keep(self, kept: Any) -> None:
+    def _keep(self, kept: Any, asked: float) -> None:
         raise NotImplementedError
 
     def _begin(self) -> None:
@@ -98,7 +103,7 @@ class Shared(Step):
                     return
                 self._led = None
             except BaseException:
-                self._over(self._look, None)
+                self._over(self._look, None, given_up=True)
                 raise
             if not closes_circle(flight):
                 self.flight = flight
@@ -107,7 +112,7 @@ class Shared(Step):
 
     def _start(self) -> None:
         with self.store.gate:
-            look = self.store.protocol.look(self._spots())
+            look = self.store.look(self._spots())
             self._seq = self.store.near.seq
         self._look = look
         if look.strong and not look.held and not self.strong and self._may_be_strong():
@@ -120,6 +125,9 @@ class Shared(Step):
         if flight is not None and flight.landed and not flight.handed and flight.value is not None:
             self.store.meter.count("shared")
             self.answer = self._give(flight.value)
+            return
+        if flight is not None and flight.handed:
+            self._begin()  # whose request it was is gone: one of those who wait asks for all
             return
         if flight is not None and not flight.landed:
             self.store.flights.leave(flight)  # it takes too long to be waited for by others
@@ -136,7 +144,7 @@ class Shared(Step):
             self._over(look, kept)
         return response
 
-    def _over(self, look: Look | None, kept: Any) -> None:
+    def _over(self, look: Look | None, kept: Any, *, given_up: bool = False) -> None:
         store = self.store
         try:
             if look is not None:
@@ -144,7 +152,7 @@ class Shared(Step):
                     try:
                         may = store.protocol.may_fill(look, was_strong=self.strong)
                         if kept is not None and may:
-                            self._keep(kept)
+                            self._keep(kept, look.at)
                     finally:
                         store.protocol.leave(look)
         finally:
@@ -154,13 +162,14 @@ class Shared(Step):
                     _forget(self._context)
                     self._context = None
                 store.flights.leave(flight)
-                if kept is not None:
-                    flight.land(kept)
+                if not given_up:
+                    flight.land(kept)  # None: nothing that can be shared
                 store.flights.end(flight)
 
     def failed(self, error: BaseException | None) -> None:
         look, self._look = self._look, None
-        self._over(look, None)
+        cancelled = error is not None and not isinstance(error, Exception)
+        self._over(look, None, given_up=cancelled)
 
 
 def _forget(token: Any) -> None:
@@ -232,8 +241,8 @@ class GetItem(Shared):
             return ABSENT
         return Image(to_wire(item) if self.plain else item)
 
-    def _keep(self, kept: Any) -> None:
-        self.store.keep_item(self.state, self.key, kept)
+    def _keep(self, kept: Any, asked: float) -> None:
+        self.store.keep_item(self.state, self.key, kept, asked)
 
     def landed(self, response: dict[str, Any]) -> dict[str, Any]:
         if self._paths is not None:
@@ -324,5 +333,6 @@ class ReadPage(Shared):
         rest = {n: response[n] for n in ("Count", "ScannedCount") if n in response}
         return Page(items, last, rest)
 
-    def _keep(self, kept: Any) -> None:
-        self.store.keep_page(self.state, self.ident, kept, self._tags(), self._seq)
+    def _keep(self, kept: Any, asked: float) -> None:
+        tags = self._tags()
+        self.store.keep_page(self.state, self.ident, kept, asked, tags=tags, seq=self._seq)

@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 from collections.abc import Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any, Final
 
 from .protocol import Outcome
@@ -105,6 +105,13 @@ def outcome_of(error: BaseException | None) -> Outcome:
 
 
 sending: ContextVar[Sent | None] = ContextVar("cachekit_dax_sending", default=None)
+
+
+def stop_sending(token: Token[Sent | None]) -> None:
+    try:
+        sending.reset(token)
+    except ValueError:  # ended in another context: that one ends with its own
+        return
 
 
 def _decoded(value: Any) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from ..core.policy import optional_seconds, seconds
 from ..errors import ConfigurationError
+from .endpoint_link import EndpointSettings
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -51,6 +52,39 @@ _NAMES: Final = tuple(TableSettings.__dataclass_fields__)
 
 
 @dataclass(frozen=True, slots=True)
+class StreamSettings:
+    """How a table's change stream is followed.
+
+    - ``poll``: seconds between looks at a shard, at least 0.2; each is a read request.
+    - ``max_lag``: seconds that changes may be untold; beyond, nothing of the table is kept.
+    - ``connect(service)``: makes the boto3 client of "dynamodb" or "dynamodbstreams" that reads;
+      None: of the credentials, endpoint and region of the client that asked first.
+    """
+
+    poll: float = 0.5
+    max_lag: float = 10.0
+    connect: Callable[[str], Any] | None = None
+
+    @classmethod
+    def make(cls, where: str, options: Mapping[str, Any]) -> StreamSettings:
+        unknown = sorted(set(options) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ConfigurationError(
+                f"{where}.{unknown[0]} is not an option; there are poll, max_lag, connect"
+            )
+        connect = options.get("connect")
+        if connect is not None and not callable(connect):
+            raise TypeError(f"{where}.connect: expected a function, got {connect!r}")
+        poll = seconds(options.get("poll", 0.5), f"{where}.poll")
+        max_lag = seconds(options.get("max_lag", 10.0), f"{where}.max_lag")
+        if poll < 0.2 or max_lag < 2 * poll:
+            raise ConfigurationError(
+                f"{where}: poll must be at least 0.2 seconds, max_lag at least twice that"
+            )
+        return cls(poll, max_lag, connect)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Options of one handle.
 
@@ -58,6 +92,9 @@ class Settings:
     - ``settle``: how long after a write replicas may still answer with what was before it.
     - ``quarantine``: how long after a write of unknown outcome it may still land.
     - ``flight_wait``: how long a read waits for another's request for the same item.
+    - ``cache``: a :class:`cachekit.Cache` whose bus tells the processes of each other's writes.
+    - ``streams``: the tables whose change streams are followed; one setting for all, or by name.
+    - ``endpoint``: a DAX cluster that is asked instead of DynamoDB.
     """
 
     preset: str = "coherent"
@@ -67,10 +104,24 @@ class Settings:
     settle: float = 2.0
     quarantine: float = 60.0
     flight_wait: float = 5.0
+    cache: Any = None
+    streams: Mapping[str, StreamSettings] | StreamSettings | None = None
+    endpoint: EndpointSettings | None = None
+
+    def stream_of(self, table: str) -> StreamSettings | None:
+        """How the table's own stream is followed; None: it is not."""
+        if isinstance(self.streams, Mapping):
+            return self.streams.get(table)
+        return self.streams
 
     def of(self, table: str) -> TableSettings | None:
         """The settings of a table; None: it is not cached."""
         return self.tables.get(table, self.common)
+
+    def may_be_outdated(self, table: str) -> bool:
+        """Whether pages of a table may be as old as their ttl: no write is to drop them."""
+        found = self.of(table)
+        return found is None or found.query_invalidation == "none"
 
     @classmethod
     def make(
@@ -81,6 +132,9 @@ class Settings:
         settle: Any = 2.0,
         quarantine: Any = 60.0,
         flight_wait: Any = 5.0,
+        cache: Any = None,
+        streams: bool | Mapping[str, Mapping[str, Any] | bool] | None = None,
+        endpoint: str | Mapping[str, Any] | None = None,
         tables: Mapping[str, Mapping[str, Any] | None] | None = None,
         **common: Any,
     ) -> Settings:
@@ -102,6 +156,9 @@ class Settings:
             settle=seconds(settle, "settle"),
             quarantine=seconds(quarantine, "quarantine"),
             flight_wait=seconds(flight_wait, "flight_wait"),
+            cache=cache,
+            streams=_streams(streams),
+            endpoint=None if endpoint is None else EndpointSettings.make(endpoint),
         )
 
 
@@ -123,6 +180,23 @@ def _table(base: TableSettings, options: Mapping[str, Any], where: str) -> Table
         else:
             cooked[name] = value
     return replace(base, **cooked)
+
+
+def _streams(given: Any) -> Mapping[str, StreamSettings] | StreamSettings | None:
+    if given is None or given is False:
+        return None
+    if given is True:
+        return StreamSettings()
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            'streams: expected True or options per table ({"users": {}}), got'
+            f" {type(given).__name__}"
+        )
+    return {
+        name: StreamSettings.make(f"streams[{name!r}]", {} if options is True else options)
+        for name, options in given.items()
+        if options not in (None, False)
+    }
 
 
 def _bytes(size: int | str) -> int:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
+from typing import Protocol as Shape
 
 from ..core.entry import Entry, Verdict
 from ..core.near import Near
@@ -21,7 +23,8 @@ from ..errors import KeyEncodingError
 from ..observe import Meter
 from ..runtime import Runtime
 from .expressions import table_name
-from .protocol import Protocol
+from .notes import place_name, table_mark
+from .protocol import Look, Protocol
 from .settings import Settings, TableSettings
 from .values import ABSENT, Absent, Kept, Key, weigh
 
@@ -54,17 +57,33 @@ class Schema:
             return None
 
 
+class Follows(Shape):
+    """Whether what others write to a table is told of now."""
+
+    open: bool
+
+
+class Trusts(Shape):
+    """For how many seconds what was asked for at a moment may be kept."""
+
+    def most(self, asked: float) -> float: ...
+
+
 class TableState:
     """One table of one scope."""
 
     __slots__ = (
-        "describe_at", "hot", "images_refused", "items", "name", "pages", "place", "proven",
-        "schema", "settings", "tag",
+        "describe_at", "follows", "hot", "images_refused", "items", "mark", "name", "pages",
+        "place", "proven", "schema", "settings", "tag",
     )  # fmt: skip
 
-    def __init__(self, place: int, scope: int, name: str, settings: TableSettings) -> None:
+    def __init__(
+        self, place: int, scope: int, name: str, settings: TableSettings, mark: bytes
+    ) -> None:
         self.name = name
         self.place = place
+        self.mark = mark  # of place and name, the same in every process
+        self.follows: Follows | None = None
         self.settings = settings
         self.tag = f"{place}:{name}:"
         self.items = Table(f"dax:{scope}:{name}", ("key",), _no_text, indexed=False,
@@ -86,20 +105,20 @@ class TableState:
     # -- names of spots and tags --------------------------------------------------------
 
     def key_spot(self, key: Key) -> Hashable:
-        return ("item", self.place, self.name, key)
+        return ("item", self.mark, key)
 
     def partition_spot(self, partition: Key) -> Hashable:
-        return ("partition", self.place, self.name, partition)
+        return ("partition", self.mark, partition)
 
     @property
     def any_spot(self) -> Hashable:
         """Moved by every write: scans and global indexes depend on it."""
-        return ("any", self.place, self.name)
+        return ("any", self.mark)
 
     @property
     def table_spot(self) -> Hashable:
         """Moved by what changes a table in ways that are not known per item."""
-        return ("table", self.place, self.name)
+        return ("table", self.mark)
 
     def partition_tag(self, partition: Key) -> str:
         return f"{self.tag}{partition!r}"
@@ -132,6 +151,7 @@ class Scope:
         self.place = place
         self.number = number
         self.place_number = place_number
+        self.client: weakref.ref[Any] | None = None  # one that asks so
         self.tables: dict[str, TableState] = {}
 
     def table(self, name: str) -> TableState | None:
@@ -143,14 +163,18 @@ class Scope:
                 return None
             if not self.reads or len(self.tables) >= MOST_TABLES:
                 settings = replace(settings, item_ttl=0.0, negative_ttl=0.0, query_ttl=0.0)
+            mark = table_mark(self.place, name)
             if len(self.tables) >= MOST_TABLES:  # names that callers make up, perhaps
-                return TableState(self.place_number, self.number, name, settings)
+                return TableState(self.place_number, self.number, name, settings, mark)
             with self.store.gate:
                 state = self.tables.get(name)
                 if state is None:
-                    state = TableState(self.place_number, self.number, name, settings)
+                    state = TableState(self.place_number, self.number, name, settings, mark)
                     self.store.near.enlist(state.items)
                     self.store.near.enlist(state.pages)
+                    for meet in self.store.on_table:
+                        meet(self, state)
+                    self.store.by_mark.setdefault(mark, []).append(state)
                     self.tables[name] = state
         return state
 
@@ -177,6 +201,10 @@ class Store:
         self.protocol = self._new_protocol()
         self.flights = runtime.threads.flights
         self.scopes: dict[Hashable, Scope] = {}
+        self.by_mark: dict[bytes, list[TableState]] = {}  # a table in all scopes of its place
+        self.on_table: list[Callable[[Scope, TableState], None]] = []  # at the first use of one
+        self.trusts: Trusts | None = None
+        self.before_look: list[Callable[[], None]] = []
         self._places: dict[Hashable, int] = {}
 
     def _new_near(self) -> Near:
@@ -196,11 +224,12 @@ class Store:
         self.protocol = self._new_protocol()
         self.protocol.disturb_all()
 
-    def scope(self, place: Hashable, principal: Hashable) -> Scope:
+    def scope(self, place: Hashable, principal: Hashable, client: Any = None) -> Scope:
+        """``client``: who asks so."""
         with self.gate:
             found = self.scopes.get((place, principal))
             if found is None:
-                number = self._places.setdefault(place, len(self._places))
+                number = self._places.setdefault(place_name(place), len(self._places))
                 reads = len(self.scopes) < MOST_SCOPES
                 if not reads:
                     principal = _TOO_MANY
@@ -209,17 +238,21 @@ class Store:
                 if found is None:
                     found = Scope(self, place, len(self.scopes), number, reads=reads)
                     self.scopes[(place, principal)] = found
+            if client is not None:
+                found.client = weakref.ref(client)
             return found
 
     def siblings(self, state: TableState) -> Iterator[TableState]:
         """The same table in every scope of its place."""
-        for scope in list(self.scopes.values()):
-            if scope.place_number == state.place:
-                found = scope.tables.get(state.name)
-                if found is not None:
-                    yield found
+        yield from self.by_mark.get(state.mark, ())
 
     # -- looking -------------------------------------------------------------------------
+
+    def look(self, spots: Iterable[Hashable]) -> Look:
+        """A read begins. With the gate held."""
+        for each in self.before_look:
+            each()
+        return self.protocol.look(spots)
 
     def item(self, state: TableState, key: Key) -> Any:
         """The image of an item, ABSENT, or None. Counts the hit; takes no lock."""
@@ -255,23 +288,49 @@ class Store:
 
     # -- filling and dropping: with the gate held ----------------------------------------
 
-    def keep_item(self, state: TableState, key: Key, kept: Kept) -> None:
+    def keep_item(self, state: TableState, key: Key, kept: Kept, asked: float) -> None:
+        """``asked``: when the request began that brought it."""
         settings = state.settings
         ttl = settings.negative_ttl if isinstance(kept, Absent) else settings.item_ttl
-        self._keep(Place(state.items, state.items.shelf, key), kept, ttl)
+        place = Place(state.items, state.items.shelf, key)
+        self._keep(place, kept, ttl, self._most(state, asked))
 
     def keep_page(
-        self, state: TableState, ident: str, kept: Kept, tags: tuple[str, ...], seq: int
+        self,
+        state: TableState,
+        ident: str,
+        kept: Kept,
+        asked: float,
+        *,
+        tags: tuple[str, ...],
+        seq: int,
     ) -> None:
         place = Place(state.pages, state.pages.shelf, (ident,))
-        self._keep(place, kept, state.settings.query_ttl, tags, seq)
+        most = self._most(state, asked)
+        self._keep(place, kept, state.settings.query_ttl, most, tags=tags, seq=seq)
+
+    def _most(self, state: TableState, asked: float) -> float:
+        """For how many seconds it may be kept, as far as others are heard of."""
+        if state.follows is not None and not state.follows.open:
+            return 0.0
+        return math.inf if self.trusts is None else self.trusts.most(asked)
 
     def _keep(
-        self, place: Place, kept: Kept, ttl: float | None, tags: tuple[str, ...] = (), seq: int = 0
+        self,
+        place: Place,
+        kept: Kept,
+        ttl: float | None,
+        most: float,
+        *,
+        tags: tuple[str, ...] = (),
+        seq: int = 0,
     ) -> None:
         if ttl == 0:
             return
-        span = math.inf if ttl is None else ttl
+        if most <= 0:
+            self.meter.count("not_trusted")
+            return
+        span = min(math.inf if ttl is None else ttl, most)
         if self.near.store(place, kept, Span(span, span), tags=tags, seq=seq):
             self.meter.count("fills")
         else:

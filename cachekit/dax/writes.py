@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .expressions import NotUnderstood, table_name
+from .notes import EVERYTHING
 from .protocol import Outcome, Write
 from .reads import Step
 from .sent import Sent, attempts_of, outcome_of
@@ -105,6 +106,9 @@ class WriteStep(Step):
         self._write: Write | None = None
         self._begin()
 
+    def writes(self) -> list[tuple[bytes, Key | None]]:
+        return [(one.state.mark, one.key) for one in self.ones]
+
     def _begin(self) -> None:
         store = self.store
         spots: dict[Any, None] = {}
@@ -150,7 +154,7 @@ class WriteStep(Step):
         return response
 
     def _end(self, outcome: Outcome, kept: list[Kept | None]) -> None:
-        store = self.store
+        store, self.ended = self.store, outcome
         with store.gate:
             write, self._write = self._write, None
             if write is None:
@@ -160,7 +164,7 @@ class WriteStep(Step):
             self._evict(only_detach=True)
             for one, image in zip(self.ones, kept, strict=True):
                 if image is not None and may[one.state.key_spot(one.key)]:
-                    store.keep_item(one.state, one.key, image)
+                    store.keep_item(one.state, one.key, image, write.at)
                 schema = one.state.schema
                 if one.blind and schema is not None:
                     self._late(one, schema.names[0], outcome)
@@ -287,6 +291,9 @@ class WholeTable(Step):
             self._write: Write | None = protocol.begin(spots) if spots else protocol.begin_all()
             self._empty()
 
+    def writes(self) -> list[tuple[bytes, Key | None]]:
+        return [(state.mark, None) for state in self._states] or [(EVERYTHING, None)]
+
     def _empty(self) -> None:
         for state in self._states:
             self.store.empty(state)
@@ -298,6 +305,7 @@ class WholeTable(Step):
         self.store.meter.count("flushes")
 
     def _end(self, outcome: Outcome) -> None:
+        self.ended = outcome
         with self.store.gate:
             write, self._write = self._write, None
             if write is not None:

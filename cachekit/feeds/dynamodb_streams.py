@@ -20,29 +20,24 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
-from ..core.entry import Verdict
 from ..core.keys import check_text, tag_name
 from ..core.policy import Duration, seconds
-from ..errors import BackendError, ConfigurationError, InvalidationFailed
-from ..packing import Found, Right
+from ..errors import ConfigurationError, InvalidationFailed
 from ..pending import SPACE, Name
-from ..protocols import SlotState
-from ..runtime import drive
 from ..strategies.parts import Parts
+from .connecting import Connect, default_connect
+from .seat import Seat
 from .shards import Record
-from .stream_reader import Connect, ReaderThread, StreamReader, default_connect
+from .stream_reader import ReaderThread, StreamReader
 
 __all__ = ["DynamoDBStreamFeed", "Record", "StreamReader", "dynamodb_stream"]
 
 TagsOf = Callable[[Record], Iterable[str]]
 
-LEASE_LEAST, LEASE_MOST = 1.5, 10.0
 MOST_AGAIN = 10_000
 PART = 200  # names that are invalidated in one step, within its budget
-_ABSENT = Found(Verdict.MISS, SlotState.NOTHING)
 _names: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 
@@ -157,63 +152,6 @@ class DynamoDBStreamFeed:
         return [link.thread.state for link in self._links]
 
 
-class _Seat:
-    """Who of a fleet reads: the holder of a lease in the far tier."""
-
-    def __init__(self, parts: Parts, name: str, lease: float) -> None:
-        self._parts = parts
-        self._key = f"~feed:{name}"
-        self._lease = lease
-        self._token: bytes | None = None
-        self._next = float("-inf")
-        self._served = parts.runtime.clock()
-        parts.runtime.on_fork(self._reset_after_fork)
-
-    def hold(self) -> bool:
-        """Whether it is this process's turn; asks the far tier three times per lease."""
-        far, runtime = self._parts.far, self._parts.runtime
-        if far is None:
-            return True
-        if runtime.clock() < self._next:
-            return self._token is not None
-        self._next = runtime.clock() + self._lease / 3 * (0.75 + runtime.uniform() / 2)
-        world = runtime.threads
-        try:
-            within = far.deadline(world)
-            if self._token is not None:
-                if not drive(far.renew(world, self._key, self._token, self._lease, within)):
-                    self._token = None
-                return self._token is not None
-            lease = self._lease
-            claim = drive(far.acquire(world, self._key, _ABSENT, (), lease, False, lease, within))
-        except BackendError:
-            return self._token is not None  # two that read do no harm, none would
-        if isinstance(claim, Right):
-            self._token = claim.token
-            self._served = runtime.clock()
-        return self._token is not None
-
-    def judge(self, behind: bool) -> None:
-        """Give way for half a lease when this process has not been able to keep up for three:
-        others may have the rights or the connection that it lacks."""
-        now = self._parts.runtime.clock()
-        if not behind:
-            self._served = now
-        elif self._token is not None and now - self._served > 3 * self._lease:
-            self.leave()
-            self._next = now + self._lease / 2
-
-    def leave(self) -> None:
-        far, token, self._token = self._parts.far, self._token, None
-        if far is not None and token is not None:
-            world = self._parts.runtime.threads
-            with suppress(BackendError):  # then the lease ends by itself
-                drive(far.release(world, self._key, token, far.deadline(world)))
-
-    def _reset_after_fork(self) -> None:
-        self._token, self._next = None, float("-inf")
-
-
 class _Link:
     """One feed attached to one cache, which it does not keep alive."""
 
@@ -221,8 +159,7 @@ class _Link:
         self.feed = feed
         self._cache = weakref.ref(cache)
         self._parts: Parts = cache.parts
-        lease = min(max(feed.max_lag, LEASE_LEAST), LEASE_MOST)
-        self._seat = _Seat(self._parts, f"dynamodb:{feed.name}", lease)
+        self._seat = Seat(self._parts, f"dynamodb:{feed.name}", feed.max_lag)
         self._covered: list[Name] = (
             [SPACE] if feed.covers is None else [("tag", tag) for tag in feed.covers]
         )

@@ -12,16 +12,13 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from importlib import import_module
 from typing import Any
 
-from ..errors import MissingDependencyError
 from ..runtime import Runtime
+from .connecting import Connect
 from .shards import Gap, Listed, Record, Shard, Shards, record_of
 
-__all__ = ["Connect", "ReaderThread", "StreamReader", "default_connect"]
-
-Connect = Callable[[str], Any]
+__all__ = ["ReaderThread", "StreamReader"]
 
 LOOK = 10.0  # between looks at the table and at its stream's shards
 LOOK_SOON = 1.0  # while the successor of a shard is not listed
@@ -37,23 +34,6 @@ AFTER_FORK = 0.1
 _NEVER = float("-inf")
 _GONE = {"ResourceNotFoundException", "TrimmedDataAccessException"}
 _inherited: list[Any] = []  # a parent's connections: neither used nor closed in the child
-
-
-def default_connect() -> Connect:
-    """Clients of the usual credentials and region, that wait for seconds only. Raises
-    MissingDependencyError."""
-    try:
-        boto3, config = import_module("boto3"), import_module("botocore.config").Config
-    except ImportError:
-        raise MissingDependencyError(
-            "this feed needs boto3: pip install 'cachekit-strategies[dynamodb]'"
-        ) from None
-
-    def connect(service: str) -> Any:
-        brief = config(connect_timeout=2, read_timeout=5, retries={"total_max_attempts": 1})
-        return boto3.session.Session().client(service, config=brief)
-
-    return connect
 
 
 class StreamReader:
@@ -305,7 +285,7 @@ class ReaderThread:
 
     Whatever ends the thread besides passes, and a successor begins anew with another reader; so
     does a forked child. ``turn()``: whether it is this process's turn to read; ``after()`` is
-    called behind each step, ``ended()`` at the end."""
+    called behind each step and each look at whose turn it is, ``ended()`` at the end."""
 
     def __init__(
         self,
@@ -337,12 +317,17 @@ class ReaderThread:
         with suppress(RuntimeError):  # interpreter shutdown: no new thread can start
             self._thread.start()
 
-    def stop(self) -> None:
-        """Nothing is told after this, but what is being told. Waits for at most a second."""
+    def halt(self) -> None:
+        """Nothing is told after this, but what is being told."""
         self._stopped.set()
-        thread, reader = self._thread, self._reader
+        reader = self._reader
         if reader is not None:
             reader.stopped = True
+
+    def stop(self) -> None:
+        """The same, and wait until that is told too, for at most a second."""
+        self.halt()
+        thread = self._thread
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join(JOIN)
 
@@ -373,6 +358,7 @@ class ReaderThread:
         if not self._turn():
             self._drop()
             self.state = "standing by"
+            self._after()
             return SLICE
         reader = self._reader
         if reader is None:

@@ -1,19 +1,23 @@
 """A pytest plug-in that puts ``cachekit.dax`` in front of every DynamoDB client of other people's
-test-suites, unedited: ``-p conformance_plugin``. Every test has an installation of its own.
+test-suites, unedited: ``-p conformance_plugin``.
 
-``CACHEKIT_DAX_OPTIONS``: options of ``install`` as JSON. ``CACHEKIT_DAX_WEAK=1``: strong reads are
-taken as eventual ones, so that they too are answered by the cache.
+Its settings are environment variables: ``CACHEKIT_DAX_OPTIONS``, options of ``install`` as JSON;
+``CACHEKIT_DAX_SPAN``: one installation for every ``test`` (tests that share names of tables but
+not their contents), or one for the whole ``session``; ``CACHEKIT_DAX_WEAK=1``: strong reads are
+taken as eventual ones, so that they too are answered by the cache; ``CACHEKIT_DAX_TWICE=1``: so is
+every read, made twice, and the second answer is given: tests seldom read the same thing twice.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import botocore.handlers
+import conformance_report
 import pytest
 
 from cachekit.dax import Dax
@@ -21,18 +25,42 @@ from cachekit.dax.settings import Settings
 
 _OPTIONS = json.loads(os.environ.get("CACHEKIT_DAX_OPTIONS", "{}"))
 _WEAK = os.environ.get("CACHEKIT_DAX_WEAK") == "1"
-_totals: Counter[str] = Counter()
+_TWICE = os.environ.get("CACHEKIT_DAX_TWICE") == "1"
+_SESSION = os.environ.get("CACHEKIT_DAX_SPAN") == "session"
+_READS = ("GetItem", "BatchGetItem", "Query", "Scan")
+_COUNTS = ("item_hits", "query_hits", "fills", "faults", "not_served")
 
 
-class _Weak(Dax):
-    """Strips ConsistentRead before anything looks at it."""
+class _Changed(Dax):
+    """Strips ConsistentRead before anything looks at it, and reads twice."""
 
     def _call(self, client: Any, operation: str, params: Any, forward: Any) -> Any:
-        # With an index it stays: DynamoDB may refuse it there.
-        reads = operation in ("GetItem", "Query", "Scan")
-        if reads and isinstance(params, dict) and "IndexName" not in params:
-            params = {k: v for k, v in params.items() if k != "ConsistentRead"}
+        if operation in _READS and type(params) is dict:
+            if _WEAK:
+                params = _weakened(operation, params)
+            if _TWICE:
+                super()._call(client, operation, copy.deepcopy(params), forward)
         return super()._call(client, operation, params, forward)
+
+
+def _weakened(operation: str, params: Any) -> Any:
+    if operation == "BatchGetItem":
+        return _stripped(params)
+    if "IndexName" in params:  # there it stays: DynamoDB may refuse it
+        return params
+    return {k: v for k, v in params.items() if k != "ConsistentRead"}
+
+
+def _stripped(params: Any) -> Any:
+    """A BatchGetItem without ConsistentRead; as it is where it is not one."""
+    try:
+        asked = {
+            table: {k: v for k, v in each.items() if k != "ConsistentRead"}
+            for table, each in params["RequestItems"].items()
+        }
+    except (TypeError, KeyError, AttributeError):
+        return params
+    return {**params, "RequestItems": asked}
 
 
 class _Current:
@@ -41,12 +69,12 @@ class _Current:
 
 def _client(**event: Any) -> None:
     if _Current.dax is not None:
-        _Current.dax._creating_client(**event)
+        _Current.dax.placing.creating_client(**event)
 
 
 def _table(**event: Any) -> None:
     if _Current.dax is not None:
-        _Current.dax._creating_table(**event)
+        _Current.dax.placing.creating_table(**event)
 
 
 botocore.handlers.BUILTIN_HANDLERS += [
@@ -55,17 +83,35 @@ botocore.handlers.BUILTIN_HANDLERS += [
 ]
 
 
+def _open() -> None:
+    _Current.dax = (_Changed if _WEAK or _TWICE else Dax)(Settings.make(**_OPTIONS))
+
+
+def _close() -> None:
+    dax, _Current.dax = _Current.dax, None
+    assert dax is not None
+    stats = dax.stats()
+    for name in _COUNTS:
+        conformance_report.told[name] = conformance_report.told.get(name, 0) + stats[name]
+    dax.uninstall()
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: Any) -> Iterator[None]:
-    dax = _Current.dax = (_Weak if _WEAK else Dax)(Settings.make(**_OPTIONS))
+def pytest_runtest_protocol() -> Iterator[None]:
+    if _SESSION:
+        return (yield)
+    _open()
     try:
         return (yield)
     finally:
-        _Current.dax = None
-        _totals.update({n: v for n, v in dax.stats().items() if isinstance(v, int)})
-        dax.uninstall()
+        _close()
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    told = {name: _totals[name] for name in ("item_hits", "query_hits", "fills", "faults")}
-    terminalreporter.write_line(f"cachekit.dax: {told}")
+def pytest_sessionstart() -> None:
+    if _SESSION:
+        _open()
+
+
+def pytest_sessionfinish() -> None:
+    if _SESSION:
+        _close()

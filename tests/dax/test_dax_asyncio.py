@@ -1,4 +1,6 @@
-"""Clients of an asyncio botocore: left alone, as long as their answers can not be waited for."""
+"""Clients of an asyncio botocore that is not understood: refused, or left alone.
+
+Those that are understood have tests of their own, in ``tests/dax_aio``."""
 
 from __future__ import annotations
 
@@ -20,18 +22,27 @@ class AioBaseClient:
         return await self._make_api_call("GetItem", params)
 
 
-def test_an_asyncio_client_is_refused() -> None:
-    client = AioBaseClient()
-    with pytest.raises(ConfigurationError, match="asyncio"):
+class Other(AioBaseClient):
+    async def get_item(self, **params: Any) -> Any:
+        return {"asked": "on another road"}
+
+
+def test_an_asyncio_client_on_another_road_is_refused() -> None:
+    client = Other()
+    with pytest.raises(ConfigurationError, match="aiobotocore"):
         cachekit.dax.install(client)
-    assert type(client) is AioBaseClient
+    assert type(client) is Other
 
 
-def test_an_asyncio_session_makes_clients_as_before() -> None:
+@pytest.mark.parametrize(("base", "served"), [(AioBaseClient, True), (Other, False)])
+def test_a_session_whose_clients_can_not_be_served_makes_them_as_before(
+    base: type, served: bool
+) -> None:
     dax = Dax(Settings.make())
-    bases: list[type] = [AioBaseClient]
-    dax._creating_client(class_attributes={"get_item": AioBaseClient.get_item}, base_classes=bases)
-    dax._creating_client(class_attributes={"get_item": lambda self, **_: None}, base_classes=bases)
-    assert bases == [AioBaseClient]
-    assert dax.stats()["not_served"] == 2
+    bases: list[type] = [base]
+    attributes = {"get_item": base.get_item}  # type: ignore[attr-defined]  # both have it
+    dax.placing.creating_client(class_attributes=attributes, base_classes=bases)
+    assert len(bases) == 1 + served
+    assert bases[-1] is base
+    assert dax.stats()["not_served"] == int(not served)
     dax.uninstall()

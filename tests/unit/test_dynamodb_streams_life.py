@@ -12,7 +12,7 @@ import pytest
 from stream_shop import SOON, Shop, counts, readers, running, wait
 
 import cachekit
-from cachekit.feeds import dynamodb_streams
+from cachekit.feeds import seat
 from cachekit.feeds.dynamodb_streams import Record
 from cachekit.testing.dynamodb import MinistackServer
 
@@ -129,7 +129,7 @@ def test_one_of_a_fleet_reads_and_another_takes_over(shop: Shop, tmp_path: Path)
 def test_a_reader_that_can_not_read_gives_way_to_one_that_can(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dynamodb_streams, "LEASE_LEAST", 0.5)
+    monkeypatch.setattr(seat, "LEASE_LEAST", 0.5)
 
     def broken(service: str) -> Any:
         raise PermissionError(service)

@@ -84,6 +84,7 @@ class RedisBus:
         self.bound = bound
         self._options = options
         self._namespace = encoded_namespace
+        self.tells_changes = tracking  # of keys that changed, not of every step
         self._tracking = tracking
 
     def listen(self, ears: Ears) -> Callable[[], None]:
