@@ -41,6 +41,8 @@ class Driver(NamedTuple):
         if connection.in_transaction:
             connection.rollback()
         if sys.version_info >= (3, 12):
+            # By way of True: from False a transaction stays open that it had begun by itself.
+            connection.autocommit = True
             connection.autocommit = sqlite3.LEGACY_TRANSACTION_CONTROL
 
     def begin(self, connection: Any) -> None:

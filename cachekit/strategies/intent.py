@@ -17,33 +17,40 @@ from ..tiers import Far
 # Errors that say nothing about whether the write landed, known by name whatever the driver.
 # PEP 249: "an unexpected disconnect occurs, ... a transaction could not be processed". Network
 # errors of libraries that do not derive them from Python's own: botocore, requests, redis, urllib3,
-# httpx, aiohttp, pymongo.
+# httpx, aiohttp, pymongo, elastic_transport.
 _UNKNOWN_BY_NAME = frozenset({
     "OperationalError", "InterfaceError", "ConnectionError", "TimeoutError", "Timeout",
-    "HTTPClientError", "TransportError", "ClientConnectionError", "ClientPayloadError",
-    "AutoReconnect",
+    "ConnectionTimeout", "TimeoutException", "NetworkError", "RemoteProtocolError",
+    "HTTPClientError", "ClientConnectionError", "ClientPayloadError", "AutoReconnect",
 })  # fmt: skip
 
 
 def outcome_unknown(error: BaseException) -> bool:
     """Whether a source's error leaves open if the write took place (or will, later)."""
-    return (
-        not isinstance(error, Exception)  # cancelled, interrupted: whoever called it is gone
-        or isinstance(error, (TimeoutError, ConnectionError))
-        or any(cls.__name__ in _UNKNOWN_BY_NAME for cls in type(error).__mro__)
-        or http_status(error) >= 500
-    )
+    if not isinstance(error, Exception):  # cancelled, interrupted: whoever called it is gone
+        return True
+    if isinstance(error, (TimeoutError, ConnectionError)):
+        return True
+    status = http_status(error)
+    if 400 <= status < 500:
+        return False
+    return status >= 500 or any(cls.__name__ in _UNKNOWN_BY_NAME for cls in type(error).__mro__)
 
 
 def http_status(error: BaseException) -> int:
-    """The HTTP status of an error that has one, as botocore, requests and httpx tell it; or 0."""
-    response = getattr(error, "response", None)
-    if isinstance(response, Mapping):
-        metadata = response.get("ResponseMetadata")
-        status = metadata.get("HTTPStatusCode") if isinstance(metadata, Mapping) else None
-    else:
-        status = getattr(response, "status_code", None)
-    return status if isinstance(status, int) else 0
+    """The HTTP status of 400 and above that an error tells, as botocore, requests, httpx, aiohttp,
+    urllib and others do; or 0."""
+    try:
+        response = getattr(error, "response", None)
+        if isinstance(response, Mapping):
+            metadata = response.get("ResponseMetadata")
+            told = [metadata.get("HTTPStatusCode")] if isinstance(metadata, Mapping) else []
+        else:
+            told = [getattr(response, "status_code", None), getattr(response, "status", None)]
+        told += [getattr(error, name, None) for name in ("status_code", "status", "code")]
+    except Exception:  # of a third party's property
+        return 0
+    return next((int(one) for one in told if isinstance(one, int) and 400 <= one < 600), 0)
 
 
 class Intent:

@@ -21,8 +21,8 @@ __all__ = ["ministack", "shop"]
 pytestmark = pytest.mark.server
 
 
-def test_who_lags_stops_keeping_until_it_has_caught_up() -> None:
-    with MinistackServer() as server:
+def test_who_lags_stops_keeping_until_it_has_caught_up(ministack: MinistackServer) -> None:
+    with MinistackServer() as server:  # one that may be stopped
         lone = Shop(server, "NEW_AND_OLD_IMAGES")
 
         def connect(service: str) -> Any:

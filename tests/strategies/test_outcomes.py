@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import urllib.error
+from email.message import Message
 from typing import Any
 
 import botocore.exceptions
@@ -24,7 +26,21 @@ def _answered(status: int) -> list[Exception]:
     return [
         botocore.exceptions.ClientError(metadata, "PutItem"),
         httpx.HTTPStatusError("x", request=REQUEST, response=httpx.Response(status)),
+        urllib.error.HTTPError("http://source", status, "x", Message(), None),
+        _named("ClientResponseError", status=status),  # aiohttp
+        _named("TransportError", status_code=status),  # opensearch-py
+        _named("HTTPClientError", code=status),  # tornado
     ]
+
+
+def _named(name: str, **has: Any) -> Exception:
+    return type(name, (Exception,), has)()
+
+
+class Sly(Exception):
+    @property
+    def response(self) -> Any:
+        raise RuntimeError("closed")
 
 
 UNKNOWN = [
@@ -41,6 +57,8 @@ UNKNOWN = [
     botocore.exceptions.ReadTimeoutError(endpoint_url="x"),
     botocore.exceptions.ConnectionClosedError(endpoint_url="x"),
     botocore.exceptions.EndpointConnectionError(endpoint_url="x"),
+    _named("AutoReconnect", code=189),  # pymongo: a primary that steps down
+    _named("ConnectionError", status_code="N/A"),  # opensearch-py
     *_answered(500),
     *_answered(503),
 ]
@@ -53,6 +71,8 @@ REFUSED = [
     botocore.exceptions.ParamValidationError(report="x"),
     *_answered(400),
     *_answered(409),
+    _named("SerializationError"),
+    Sly(),
 ]
 
 
@@ -79,7 +99,7 @@ def test_a_response_of_another_shape_says_nothing() -> None:
 
 @pytest.mark.parametrize(("status", "away"), [(400, False), (500, False), (502, True), (503, True)])
 def test_a_batch_is_split_for_a_500_and_waits_for_a_gateway(status: int, away: bool) -> None:
-    assert [is_outage(error) for error in _answered(status)] == [away, away]
+    assert {is_outage(error) for error in _answered(status)} == {away}
 
 
 @pytest.mark.parametrize("status", [400, 503])

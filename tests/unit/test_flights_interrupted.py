@@ -116,7 +116,7 @@ def test_an_interrupted_call_leaves_no_flight_behind(name: str) -> None:
                 assert read(id) == f"row {id}"  # no reentry, no wait
         else:
             raise AssertionError(f"it takes more than {STEPS} steps")
-        assert steps > 50  # it was interrupted somewhere
+        assert steps > 10  # it was interrupted somewhere
         assert left == []
 
 
