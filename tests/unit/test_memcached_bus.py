@@ -1,118 +1,28 @@
-"""The polling bus of Memcached on real servers: what it tells, when, and what it does not."""
+"""The polling bus of Memcached on real servers: what it tells, and how that is sent."""
 
 from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from memcached_party import ME, SPACE, Party, parties
 from memcached_worlds import FakeServer
 
-from cachekit.backends.memcached import MemcachedBackend, bus
+from cachekit.backends.memcached import bus
 from cachekit.backends.memcached.epochs import MOST_UNREAD, Ledger
-from cachekit.core.deadline import Deadline
 from cachekit.errors import BackendError
-from cachekit.protocols import Note, NoteKind
-from cachekit.runtime import Runtime, drive
+from cachekit.runtime import drive
 from cachekit.testing import MemcachedServer
-
-SPACE = [Note(NoteKind.SPACE, "")]
-SLACK = 1.0  # for the machine to run a thread at all
-ME = b"w" * 16
-
-
-class Hearing:
-    """Ears that write down what they are told, and when; ``own`` is what is known to be ours."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, Any, float]] = []
-        self._more = threading.Condition()
-
-    def joined(self) -> None:
-        self._note("joined", None)
-
-    def lost(self) -> None:
-        self._note("lost", None)
-
-    def heard(self, notes: Sequence[Note]) -> None:
-        assert notes
-        for note in notes:
-            self._note("heard" if [note] == SPACE else "own", [note])
-
-    def lag(self, seconds: float) -> None:
-        self._note("lag", seconds)
-
-    def foreign(self, count: int) -> None:
-        self._note("foreign", count)
-
-    def _note(self, what: str, value: Any) -> None:
-        with self._more:
-            self.told.append((what, value, time.monotonic()))
-            self._more.notify_all()
-
-    def all(self, what: str) -> list[Any]:
-        return [value for each, value, _ in self.told if each == what]
-
-    def wait(self, what: str, count: int = 1, seconds: float = bus.BOUND + SLACK) -> float:
-        """When it was told for the ``count``-th time; fails if it is not, in time."""
-
-        def times() -> list[float]:
-            return [at for each, _, at in self.told if each == what]
-
-        with self._more:
-            assert self._more.wait_for(lambda: len(times()) >= count, seconds), self.told[-8:]
-            return times()[count - 1]
-
-    def polls(self, count: int) -> None:
-        """Wait for so many whole rounds from now on."""
-        self.wait("lag", len(self.all("lag")) + count, 5.0)
-
-
-class Party:
-    """One process's backend, as far as a test needs one."""
-
-    def __init__(self, url: str, namespace: str) -> None:
-        self.backend = MemcachedBackend(url, namespace=namespace)
-        self.world = Runtime().threads
-        self.store: Any = self.backend.open(self.world)
-        self._stops: list[Callable[[], None]] = []
-
-    def late(self) -> Deadline:
-        return self.world.deadline(5.0)
-
-    def do(self, verb: str, *args: Any) -> Any:
-        return drive(getattr(self.store, verb)(*args, self.late()))
-
-    def listen(self) -> Hearing:
-        ears = Hearing()
-        assert self.backend.bus is not None
-        self._stops.append(self.backend.bus.listen(ears))
-        ears.wait("joined")
-        return ears
-
-    def close(self) -> None:
-        for stop in self._stops:
-            stop()
-        drive(self.store.close())
 
 
 @pytest.fixture
 def party() -> Iterator[Callable[[str, str], Party]]:
-    opened: list[Party] = []
-
-    def open_one(url: str, namespace: str) -> Party:
-        opened.append(Party(url, namespace))
-        return opened[-1]
-
-    yield open_one
-    for each in opened:
-        each.close()
+    with parties() as open_one:
+        yield open_one
 
 
 def raw(server: MemcachedServer, command: bytes) -> bytes:
@@ -332,157 +242,3 @@ def test_a_counter_that_vanished_or_was_made_anew_or_is_none_is_told(party: Any)
         ears.wait("heard", 5)
         ears.polls(1)
         assert set(map(str, ears.all("heard"))) == {str(SPACE)}
-
-
-# -- nodes that go away
-
-
-@pytest.mark.server
-@pytest.mark.parametrize("how", ["killed", "frozen"])
-def test_a_node_that_does_not_answer_is_a_bus_lost_until_it_answers_again(
-    how: str, party: Any
-) -> None:
-    with MemcachedServer() as one, MemcachedServer() as other:
-        url = f"{one.url},127.0.0.1:{other.port}"
-        mine, theirs = party(url, "nodes"), party(url, "nodes")
-        ears = mine.listen()
-        (other.kill if how == "killed" else other.pause)()
-        gone = time.monotonic()
-        lost = ears.wait("lost")
-        # The last answer may be as old as one interval.
-        assert bus.LOST_AFTER - bus.INTERVAL - 0.1 < lost - gone < bus.BOUND + SLACK
-        time.sleep(2 * bus.INTERVAL)
-        assert (len(ears.all("joined")), len(ears.all("lost"))) == (1, 1)
-        (other.start if how == "killed" else other.resume)()
-        ears.wait("joined", 2, 2.0)
-        heard = len(ears.all("heard"))
-        theirs.do("void", [f"k{n}" for n in range(20)])  # on both nodes
-        ears.wait("heard", heard + 1)
-        if how == "killed":  # the one that stayed is listened to as before
-            other.kill()
-            ears.wait("lost", 2)
-
-
-def test_a_bus_whose_nodes_were_never_there_joins_nothing() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    mine = Party(f"memcached://127.0.0.1:{port}", "")
-    ears = Hearing()
-    assert mine.backend.bus is not None
-    stop = mine.backend.bus.listen(ears)
-    time.sleep(2 * bus.INTERVAL)
-    stop()
-    assert ears.told == []
-    mine.close()
-
-
-# -- life
-
-
-def _threads() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name == "cachekit-memcached-bus"]
-
-
-def _gone(seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while _threads() and time.monotonic() < end:
-        time.sleep(0.005)
-    return not _threads()
-
-
-@pytest.mark.server
-@pytest.mark.parametrize("frozen", [False, True])
-def test_nobody_polls_before_listen_and_a_stopped_listener_is_gone_and_told_nothing(
-    frozen: bool, party: Any
-) -> None:
-    assert _gone(1.0)
-    with MemcachedServer() as server:
-        mine, theirs = party(server.url, "stop"), party(server.url, "stop")
-        mine.do("void", ["k"])
-        assert _threads() == []
-        assert mine.backend.bus is not None
-        ears = Hearing()
-        stop = mine.backend.bus.listen(ears)
-        ears.wait("joined")
-        (thread,) = _threads()
-        assert thread.daemon
-        if frozen:
-            server.pause()
-            time.sleep(0.1)
-        else:
-            theirs.do("void", ["k"])
-        begun = time.monotonic()
-        stop()
-        told = len(ears.told)
-        assert time.monotonic() - begun < 0.1
-        assert _gone(0.5)
-        assert len(ears.told) <= told + 1  # one that was on its way
-        assert "lost" not in [what for what, _, _ in ears.told]
-        stop()
-        server.resume()
-        (epoch,) = mine.backend._epochs.values()
-        assert epoch.ledgers.all == ()
-
-
-@pytest.mark.server
-def test_a_forked_child_leaves_the_parents_sockets_and_listens_anew(
-    memcached_server: MemcachedServer, party: Any
-) -> None:
-    mine, theirs = (party(memcached_server.url, "forked") for _ in range(2))
-    ears = mine.listen()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            (epoch,) = mine.backend._epochs.values()
-            silent = not _threads() and epoch.ledgers.all == ()
-            before = list(ears.told)
-            again = mine.listen()
-            mine.do("void", ["k"])
-            again.polls(2)
-            quiet = again.all("heard") == []
-            Party(memcached_server.url, "forked").do("void", ["k"])
-            again.wait("heard")
-            code = 0 if silent and quiet and ears.told == before else 2
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert ears.all("lost") == []
-    heard = len(ears.all("heard"))
-    assert heard >= 1  # what the child did is another process's doing
-    theirs.do("void", ["k"])
-    ears.wait("heard", heard + 1)
-
-
-OTHER = """
-import sys, time
-from cachekit.backends.memcached import MemcachedBackend
-from cachekit.runtime import Runtime, drive
-here = Runtime().threads
-store = MemcachedBackend(sys.argv[1], namespace="stale").open(here)
-for line in sys.stdin:
-    begun = time.monotonic()
-    drive(store.slots.void([line.strip()], here.deadline(5.0)))
-    print(begun, flush=True)
-"""
-
-
-@pytest.mark.server
-def test_what_another_process_invalidates_is_heard_within_the_bound(
-    memcached_server: MemcachedServer, party: Any
-) -> None:
-    ears = party(memcached_server.url, "stale").listen()
-    command = [sys.executable, "-c", OTHER, memcached_server.url]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdin is not None
-        assert other.stdout is not None
-        waited = []
-        for count in range(1, 9):
-            time.sleep(0.037)  # in another phase of the polling each time
-            other.stdin.write(b"k\n")
-            other.stdin.flush()
-            begun = float(other.stdout.readline())  # the clock is the machine's
-            waited.append(ears.wait("heard", count) - begun)
-        other.stdin.close()
-    assert max(waited) < bus.BOUND, waited
-    assert ears.all("lost") == []

@@ -18,7 +18,7 @@ import pytest
 import redis
 from redis_faults import WORLDS
 from redis_listening import Proxy, eventually, small_cluster
-from test_redis_log import A, B, Hand, log_at, put
+from redis_log_hand import A, B, Hand, log_at, put
 
 from cachekit.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigurationError
 from cachekit.protocols import Bounds, Letter
