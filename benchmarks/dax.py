@@ -4,9 +4,9 @@
 
 boto3's reference is a GetItem whose reply is ready the moment it is sent (a ``before-send``
 handler): what is timed is serializing, signing, parsing. Interleaved in one run. The exit code says
-nothing about the figures. Where amazon-dax-client is installed, its decoding of one item's bytes, as
-they come from a cluster, is timed too; no socket, no request. P95: a hit costs at most 10 µs for an item of 400 B and 30 µs for one of
-4 KB, and at most 1/70 and 1/40 of boto3.
+nothing about the figures. Where amazon-dax-client is installed, its decoding of one item's bytes,
+as they come from a cluster, is timed too; no socket, no request. P95: a hit costs at most 10 µs for
+an item of 400 B and 30 µs for one of 4 KB, and at most 1/70 and 1/40 of boto3.
 """
 
 from __future__ import annotations
