@@ -26,7 +26,7 @@ from .expressions import table_name
 from .notes import place_name, table_mark
 from .protocol import Look, Protocol
 from .settings import Settings, TableSettings
-from .values import ABSENT, Absent, Kept, Key, weigh
+from .values import ABSENT, ENTRY_BYTES, Absent, Kept, Key, weigh
 
 MOST_PROVEN: Final = 256
 MOST_SCOPES: Final = 64
@@ -210,7 +210,10 @@ class Store:
     def _new_near(self) -> Near:
         most = self.settings.max_bytes
         return Near(
-            self.clock, max_entries=max(16, most // 1024), max_weight=float(most), weigh=weigh
+            self.clock,
+            max_entries=max(16, most // ENTRY_BYTES),
+            max_weight=float(most),
+            weigh=weigh,
         )
 
     def _new_protocol(self) -> Protocol:
