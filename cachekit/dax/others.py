@@ -75,15 +75,25 @@ class Others:
                 del self._ended[next(iter(self._ended))]
             self.written(one[1], one[2], outcome)
             return
-        self._evict(one[1], one[2])
-        self._store.protocol.end(found[0], outcome)
+        self._over(one, found[0], outcome)
+
+    def _over(self, one: _One, write: Write, outcome: Outcome) -> None:
+        """It ends, also for the partitions that a table learned to have while it was under way."""
+        _, table, key = one
+        self._evict(table, key)
+        protocol = self._store.protocol
+        known = {spot.name for spot in write.spots}
+        protocol.end(write, outcome)
+        late = [] if table == notes.EVERYTHING else self._spots(table, key)
+        late = [name for name in late if name not in known]
+        if late:
+            protocol.end(protocol.begin(late), outcome)
 
     def _give_up(self, one: _One) -> None:
         """Nobody told of its end: it may still land."""
         write, _ = self._under_way.pop(one)
         self._store.meter.count("writers_silent")
-        self._evict(one[1], one[2])
-        self._store.protocol.end(write, Outcome.UNKNOWN)
+        self._over(one, write, Outcome.UNKNOWN)
 
     def expire(self) -> None:
         """End what nobody tells of any more. With the gate held, before what is held is looked
@@ -96,8 +106,7 @@ class Others:
                 break
             del self._under_way[one]
             self._store.meter.count("writers_silent")
-            self._evict(one[1], one[2])
-            self._store.protocol.end(write, Outcome.APPLIED)
+            self._over(one, write, Outcome.APPLIED)
         self._due = next((until for _, until in self._under_way.values()), float("inf"))
 
     def reset_after_fork(self) -> None:

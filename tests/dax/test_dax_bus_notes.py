@@ -13,7 +13,9 @@ from cachekit.core.notes import MAX_NAME, Note, NoteKind, pack, unpack
 from cachekit.dax import Dax, notes
 from cachekit.dax.notes import Reader, Told
 from cachekit.dax.others import Others
+from cachekit.dax.protocol import Look
 from cachekit.dax.settings import Settings
+from cachekit.dax.store import Schema
 from cachekit.dax.values import Absent, Image
 from cachekit.runtime import Runtime
 from cachekit.testing.clock import ManualClock
@@ -195,3 +197,37 @@ def test_tables_that_are_not_used_here_yet_are_held_too() -> None:
         look = on.store.look([state.key_spot(on.key), state.table_spot])
         assert look.held
         on.store.protocol.leave(look)
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds"), [(notes.APPLIED, 0.0), (notes.UNKNOWN, 10.0), (None, 20.0)]
+)
+def test_a_partition_learned_of_while_another_writes_hears_of_the_end(
+    kind: bytes | None, seconds: float
+) -> None:
+    """The key of the table was not known when the write began. ``None``: no end is told."""
+    on = Receiver()
+    on.told(notes.BEGIN)
+    on.state.schema = Schema(("pk",), frozenset(), None)
+    page = [on.state.partition_spot(("S", "a")), on.state.table_spot]
+
+    def look() -> Look:
+        with on.store.gate:
+            return on.store.look(page)
+
+    def may_fill(one: Look, *, strong: bool) -> bool:
+        with on.store.gate:
+            may = on.store.protocol.may_fill(one, was_strong=strong)
+            on.store.protocol.leave(one)
+        return may
+
+    before = look()
+    if kind is None:
+        on.clock.advance(20.1)
+    else:
+        on.told(kind)
+    after = look()
+    assert not may_fill(before, strong=True), "it may have read what was before"
+    assert not may_fill(after, strong=False), "replicas may lag"
+    on.clock.advance(seconds + 1.1 if kind is notes.UNKNOWN else 1.1)
+    assert may_fill(look(), strong=False)
