@@ -188,6 +188,12 @@ class Invalidator:
         if self._replaying.acquire(blocking=False) and not self.runtime.background(self._replay):
             self._replaying.release()
 
+    def withdraw(self, names: Iterable[Name]) -> None:
+        """Queued names of keys that are not to be told any more, as far as they were not yet."""
+        owed = self.pending.owed([name for _, name in names], ())
+        owed.pop(SPACE, None)
+        self.pending.done(owed)
+
     def owe(self, places: Sequence[Place], tags: Sequence[str]) -> None:
         """Make an invalidation certain for a caller that is being cancelled: this process now,
         the far tier in the background."""

@@ -202,12 +202,15 @@ class Fleet:
         told = [Told(notes.BEGIN, table, key, mark.mark) for table, key in mark.names]
         mark.told = await self._tell(world, told)
         if not mark.told:  # lest nobody hears of it at all, should this process die
-            self._owe(_later(mark.names, Outcome.APPLIED))
+            # Told while it may be under way still: they hold it, as if nobody knew its outcome.
+            self._owe(_later(mark.names, Outcome.UNKNOWN))
 
     async def end(self, world: AnyWorld, mark: Mark, outcome: Outcome) -> None:
         """Tell how it ended."""
         if not mark.told:
             told = _later(mark.names, outcome)
+            unknown = notes.names_of(_later(mark.names, Outcome.UNKNOWN))
+            self.parts.invalidator.withdraw([("key", name) for name in unknown])
         else:
             told = [Told(_KINDS[outcome], t, key, mark.mark) for t, key in mark.names]
         if not await self._tell(world, told):

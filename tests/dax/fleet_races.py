@@ -90,9 +90,14 @@ class Carrier:
             coherence=SimpleNamespace(bus=self.bus, bound=BOUND),
             runtime=Runtime(clock=world.clock),
             invalidator=SimpleNamespace(
-                postpone=lambda names: self.owed.extend(name for _, name in names)
+                postpone=lambda names: self.owed.extend(name for _, name in names),
+                withdraw=self._withdraw,
             ),
         )
+
+    def _withdraw(self, names: Sequence[tuple[str, str]]) -> None:
+        gone = {name for _, name in names}
+        self.owed = [name for name in self.owed if name not in gone]
 
     def deadline(self, _: Any) -> None:
         return None

@@ -15,6 +15,8 @@ from dax_fleet import Member, Process, wait
 
 import cachekit
 import cachekit.dax
+from cachekit.dax import notes
+from cachekit.dax.notes import Reader
 from cachekit.errors import ConfigurationError
 from cachekit.testing.servers import RedisServer
 
@@ -170,6 +172,26 @@ def test_what_could_not_be_told_is_told_when_the_bus_is_back(
     one.put("a", 1)
     assert one.dax.stats()["bus_untold"] == 2
     wait(lambda: other.value("a") == 1)
+
+
+def test_a_beginning_that_could_not_be_told_is_owed_as_of_unknown_outcome(member: Make) -> None:
+    """It is told while the write may be under way, and its process may be dead by then."""
+    one = member()
+    parts = one.dax.settings.cache.parts
+    for _ in range(20):
+        parts.far.breaker.failure()
+    owed: list[bytes] = []
+
+    def look(**_: Any) -> None:
+        found = [Reader().read(name) for kind, name in parts.invalidator.pending.take()]
+        owed.extend(each.kind for each in found if each is not None)
+
+    one.client.meta.events.register("before-send.dynamodb.PutItem", look)
+    one.put("a", 1)
+    assert owed == [notes.UNKNOWN]
+    owed.clear()
+    look()
+    assert owed == [notes.APPLIED], "it is known now"
 
 
 def test_a_client_that_is_served_by_its_events_tells_too(

@@ -262,3 +262,9 @@ def test_nothing_pending_costs_a_read_no_more_than_the_question(desk: Desk) -> N
     found = drive(read(desk.invalidator, desk.world, ["a", "b"], [(), ()], ask, deadline))
     assert asked == [[0, 1]]
     assert found[1] is None  # the far tier's own word passes through
+
+
+def test_a_key_may_be_withdrawn_and_takes_nothing_else_along(desk: Desk) -> None:
+    desk.invalidator.postpone([SPACE, ("key", "a"), ("key", "b"), ("tag", "a")])
+    desk.invalidator.withdraw([("key", "a"), ("key", "c")])
+    assert desk.owed() == {SPACE, ("key", "b"), ("tag", "a")}
