@@ -41,7 +41,7 @@ faults: $(VENV)/.dev
 SCHEDULES ?= 1000000
 nightly: $(VENV)/.dev faults
 	CACHEKIT_NIGHTLY=1 $(PY) -m pytest tests/promises/test_p54_coalescing.py tests/promises/test_p52_p53_poison_and_outage.py
-	CACHEKIT_NIGHTLY=1 $(PY) -m pytest tests/dax/test_dax_protocol.py tests/dax/test_dax_races.py
+	CACHEKIT_NIGHTLY=1 $(PY) -m pytest tests/dax/test_dax_protocol.py tests/dax/test_dax_races.py tests/dax/test_dax_interrupted.py
 	$(PY) tests/schedules/run.py --backend all --schedules $(SCHEDULES) --jobs 2
 	$(PY) tests/model/check_model.py --actors 2
 

@@ -203,14 +203,18 @@ class Fleet:
         mark.told = await self._tell(world, told)
         if not mark.told:  # lest nobody hears of it at all, should this process die
             # Told while it may be under way still: they hold it, as if nobody knew its outcome.
-            self._owe(_later(mark.names, Outcome.UNKNOWN))
+            self._owe(self._unsure(mark))
+
+    def _unsure(self, mark: Mark) -> list[Told]:
+        """Of this write alone: another of the same item may be unknown for good."""
+        return [Told(notes.UNKNOWN, table, key, mark.mark) for table, key in mark.names]
 
     async def end(self, world: AnyWorld, mark: Mark, outcome: Outcome) -> None:
         """Tell how it ended."""
         if not mark.told:
             told = _later(mark.names, outcome)
-            unknown = notes.names_of(_later(mark.names, Outcome.UNKNOWN))
-            self.parts.invalidator.withdraw([("key", name) for name in unknown])
+            unsure = notes.names_of(self._unsure(mark))
+            self.parts.invalidator.withdraw([("key", name) for name in unsure])
         else:
             told = [Told(_KINDS[outcome], t, key, mark.mark) for t, key in mark.names]
         if not await self._tell(world, told):

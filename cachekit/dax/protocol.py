@@ -19,11 +19,13 @@ Calls must be serialized by the owner's lock.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from enum import Enum
 from typing import Final
 
 MAX_SPOTS: Final = 100_000
+LOOK: Final = 1.0  # seconds between looks for writes that were dropped
 
 
 class Outcome(Enum):
@@ -66,19 +68,28 @@ class Look:
 
 class Write:
     """One write under way. Ends with :meth:`Protocol.end`. ``watched``: spots that it does not
-    change, but whose writers could have changed the same."""
+    change, but whose writers could have changed the same.
 
-    __slots__ = ("alone", "at", "ended", "epochs", "held", "spots", "watched", "watched_epochs")
+    One that is dropped without its end, because a signal handler raised, is found to be so by a
+    later step of the protocol, and ends as of unknown outcome."""
 
-    def __init__(self, spots: list[Spot], watched: list[Spot], now: float) -> None:
-        self.spots = spots
-        self.at = now
-        self.watched = watched
-        self.watched_epochs = [spot.epoch for spot in watched]
-        self.alone = [spot.writers == 1 and now >= spot.hold_until for spot in spots]
-        self.held = any(now < spot.hold_until for spot in watched)
-        self.epochs = [spot.epoch for spot in spots]
+    __slots__ = (
+        "__weakref__", "alone", "at", "ended", "epochs", "held", "spots", "watched",
+        "watched_epochs",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.spots: list[Spot] = []  # emptied at its end
+        self.watched: list[Spot] = []
         self.ended = False
+
+    def started(self, now: float) -> None:
+        """All its spots are taken."""
+        self.at = now
+        self.watched_epochs = [spot.epoch for spot in self.watched]
+        self.alone = [spot.writers == 1 and now >= spot.hold_until for spot in self.spots]
+        self.held = any(now < spot.hold_until for spot in self.watched)
+        self.epochs = [spot.epoch for spot in self.spots]
 
 
 class Protocol:
@@ -98,6 +109,8 @@ class Protocol:
         self.max_spots = max_spots
         self.merged = 0  # how often windows were merged
         self._spots: dict[Hashable, Spot] = {}
+        self._under_way: list[tuple[weakref.ref[Write], list[Spot], list[Spot]]] = []
+        self._look_again = 0.0  # for those that were dropped
         self._all = Spot(None)
         self._sweep_at = 1024
 
@@ -109,6 +122,7 @@ class Protocol:
     def look(self, names: Iterable[Hashable]) -> Look:
         """A read begins: of every spot that its answer depends on."""
         now = self._clock()
+        self._end_dropped(now)
         spots = [self._all, *map(self._spot, names)]
         for spot in spots:
             spot.readers += 1
@@ -141,50 +155,88 @@ class Protocol:
 
     def begin(self, names: Iterable[Hashable], watch: Iterable[Hashable] = ()) -> Write:
         """A write begins; what is kept of the spots must be evicted together with this."""
-        spots = [self._spot(name) for name in names]
-        watched = [self._all, *map(self._spot, watch)]
-        for spot in spots:
-            spot.epoch += 1
-            spot.writers += 1
-        for spot in watched:
+        write = self._begun()
+        for spot in [self._spot(name) for name in names]:
+            self._write(write, spot)
+        for spot in [self._all, *map(self._spot, watch)]:
             spot.readers += 1
-        return Write(spots, watched, self._clock())
+            write.watched.append(spot)
+        write.started(self._clock())
+        return write
 
     def begin_all(self) -> Write:
         """A write that may change anything."""
-        self._all.epoch += 1
-        self._all.writers += 1
-        return Write([self._all], [], self._clock())
+        write = self._begun()
+        self._write(write, self._all)
+        write.started(self._clock())
+        return write
+
+    def _write(self, write: Write, spot: Spot) -> None:
+        # No handler runs between counting and noting it, here and in ``_over``.
+        spot.epoch += 1
+        spot.writers += 1
+        write.spots.append(spot)
 
     def end(self, write: Write, outcomes: Outcome | Sequence[Outcome]) -> list[bool]:
         """The write is over: one outcome for all spots, or one for each in order. Tells for each
         spot whether its new state, if known, may be kept. A second call changes nothing."""
         if write.ended:
-            return [False] * len(write.spots)
+            return [False] * len(write.epochs)
         write.ended = True
         now = self._clock()
         undisturbed = not write.held and all(
             spot.epoch == epoch and not spot.writers and now >= spot.hold_until
             for spot, epoch in zip(write.watched, write.watched_epochs, strict=True)
         )
-        for spot in write.watched:
-            spot.readers -= 1
-        fills = []
-        for at, spot in enumerate(write.spots):
-            outcome = outcomes if isinstance(outcomes, Outcome) else outcomes[at]
-            sole = write.alone[at] and spot.writers == 1 and spot.epoch == write.epochs[at]
-            fills.append(
-                sole and undisturbed and outcome is Outcome.APPLIED and now >= spot.hold_until
+        each = [outcomes] * len(write.spots) if isinstance(outcomes, Outcome) else list(outcomes)
+        fills = [
+            undisturbed
+            and outcome is Outcome.APPLIED
+            and alone
+            and spot.writers == 1
+            and spot.epoch == epoch
+            and now >= spot.hold_until
+            for spot, epoch, alone, outcome in zip(
+                write.spots, write.epochs, write.alone, each, strict=True
             )
+        ]
+        self._over(write.spots, write.watched, each, now)
+        return fills
+
+    def _over(
+        self, spots: list[Spot], watched: list[Spot], outcomes: list[Outcome], now: float
+    ) -> None:
+        """Let go of the spots, from the last to the first."""
+        while watched:
+            watched[-1].readers -= 1
+            watched.pop()
+        while spots:
+            spot, outcome = spots[-1], outcomes[len(spots) - 1]
             spot.epoch += 1
-            spot.writers -= 1
             if outcome is not Outcome.REFUSED:
                 spot.settle_until = max(spot.settle_until, now + self.settle)
             if outcome is Outcome.UNKNOWN:
                 spot.hold_until = max(spot.hold_until, now + self.hold)
                 # What lands at the very end of the hold must settle too.
                 spot.settle_until = max(spot.settle_until, spot.hold_until + self.settle)
-        return fills
+            spot.writers -= 1
+            spots.pop()
+
+    def _begun(self) -> Write:
+        self._end_dropped(self._clock())
+        write = Write()
+        self._under_way.append((weakref.ref(write), write.spots, write.watched))
+        return write
+
+    def _end_dropped(self, now: float) -> None:
+        """Now and then: a finaliser would swallow what the next handler raises."""
+        if now < self._look_again:
+            return
+        self._look_again = now + LOOK
+        for ref, spots, watched in self._under_way:
+            if ref() is None:
+                self._over(spots, watched, [Outcome.UNKNOWN] * len(spots), now)
+        self._under_way = [each for each in self._under_way if each[1] or each[2]]
 
     def spread(self, source: Hashable, target: Hashable) -> None:
         """What was written to ``source`` may have been to ``target``: it moves, and its windows

@@ -1,69 +1,20 @@
 """An exception out of a signal handler, wherever it comes, leaves no flight that others wait for.
 
-Handlers run in the main thread, after calls and jumps back. Here a trace function raises in their
-place, after every single one in turn, so that each place is met once.
+Each place where one may run is met once (``cachekit.testing.interrupts``).
 """
 
 from __future__ import annotations
 
-import dis
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 
-import cachekit
 from cachekit import Cache, ReadThrough, WriteBack
+from cachekit.testing.interrupts import Interrupted, interrupt_after
 
-PACKAGE = str(Path(cachekit.__file__).parent)
 STEPS = 20_000
-# Where the interpreter looks for signals.
-HANDLERS_RUN_AFTER = {
-    "CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "RESUME", "RESUME_CHECK",
-    "POP_JUMP_BACKWARD_IF_FALSE", "POP_JUMP_BACKWARD_IF_TRUE", "POP_JUMP_BACKWARD_IF_NONE",
-    "POP_JUMP_BACKWARD_IF_NOT_NONE",
-}  # fmt: skip
-
-
-class Interrupted(BaseException):
-    pass
-
-
-def interrupt_after(steps: int, call: Callable[[], Any]) -> bool:
-    """Whether ``call`` was interrupted; False: it was over before."""
-    left = steps
-
-    def enter(frame: FrameType, event: str, arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        code, last = frame.f_code.co_code, "RESUME"
-
-        def step(frame: FrameType, event: str, arg: Any) -> Any:
-            nonlocal left, last
-            if event == "opcode":
-                ran, last = last, dis.opname[code[frame.f_lasti]]
-                left -= ran in HANDLERS_RUN_AFTER
-                if left == 0:
-                    sys.settrace(None)
-                    raise Interrupted
-            return step
-
-        return step
-
-    before = sys.gettrace()
-    sys.settrace(enter)
-    try:
-        call()
-    except Interrupted:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
 
 
 def reads_of(cache: Cache) -> dict[str, tuple[Callable[[int], Any], Callable[[int], Any]]]:
