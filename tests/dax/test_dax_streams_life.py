@@ -61,8 +61,8 @@ def test_a_handle_that_is_dropped_ends_its_threads(shop: Callable[..., Shop]) ->
     client.get_item(TableName=on.table, Key=key("a"))
     assert readers() == 1
     del client
-    gc.collect()
-    wait(lambda: readers() == 0)
+    # More than once: the thread may hold it for the moment of a look.
+    wait(lambda: gc.collect() >= 0 and readers() == 0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
