@@ -8,25 +8,19 @@ transactions of later rows go through only while it still stands at the batch's 
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from ..core.ops import Op
 from ..errors import ConfigurationError, FencedOut, MissingDependencyError
+from .clients import Client
 from .fence import FENCE_TABLE, SourceUnready, fenced_out
 from .items import Serialize, Write, delete, key_of, parts, put, update, value_of
 from .rows import Batch, Rows, ToRow
 
 __all__ = ["DynamoDBSink"]
-
-CONNECT_TIMEOUT = 2.0  # seconds, as the next
-READ_TIMEOUT = 5.0
-CONNECTIONS = 16
 
 _LANE, _EPOCH = "lane", "epoch"
 _RESERVED = "cachekit_fence/"  # keys of the fence's items where they lie among the rows
@@ -129,13 +123,8 @@ class DynamoDBSink:
         self._fence = fence_table
         self._prefix = _RESERVED if fence_table == table else ""
         self._create_fence = create_fence
-        self._given = None if client is None or callable(client) else client
-        self._make: Callable[[], Any] = client if callable(client) else _client
-        self._lock = threading.Lock()
-        self._client: Any = None
+        self._client = Client(client, self._look_again)
         self._source: _Source | None = None
-        self._forked = False
-        _sinks.add(self)
 
     @property
     def fence_definition(self) -> dict[str, Any]:
@@ -174,24 +163,18 @@ class DynamoDBSink:
 
     def close(self) -> None:
         """Close the connections, unless the client was given. Twice is fine."""
-        with self._lock:
-            client, self._client, self._source = self._client, None, None
-        if client is not None:
-            client.close()
+        self._look_again()
+        self._client.close()
 
-    def leave_parent(self) -> None:
-        """Called in a forked child: another process speaks over these connections."""
-        self._lock = threading.Lock()
-        _inherited.append(self._client)
-        self._client = self._source = None
-        self._forked = True
+    def _look_again(self) -> None:
+        self._source = None
 
     # -- the source -----------------------------------------------------------------------
 
     def _meet(self) -> _Source:
         """Look at the tables; make the fence if it is to."""
         try:
-            client = self._connected()
+            client = self._client.get()
             name, kind = self._key_of(client, self._table)
             if name != self._key:
                 raise ConfigurationError(f"sink: the key of {self._table} is {name!r}")
@@ -203,17 +186,6 @@ class DynamoDBSink:
         serialize = import_module("boto3.dynamodb.types").TypeSerializer().serialize
         self._source = source = _Source(client, kind, fence_key, serialize)
         return source
-
-    def _connected(self) -> Any:
-        with self._lock:
-            if self._given is not None:
-                if self._forked:
-                    self._given.close()  # drops its connections; the parent's stay open
-                    self._forked = False
-                return self._given
-            if self._client is None:
-                self._client = self._make()
-            return self._client
 
     def _meet_fence(self, client: Any) -> tuple[str, str]:
         try:
@@ -342,16 +314,6 @@ class DynamoDBSink:
         return better
 
 
-def _client() -> Any:
-    config = import_module("botocore.config").Config(
-        connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=READ_TIMEOUT,
-        retries={"mode": "standard", "total_max_attempts": 1},
-        max_pool_connections=CONNECTIONS,
-    )
-    return import_module("boto3").session.Session().client("dynamodb", config=config)
-
-
 def _answer(error: Exception) -> dict[str, Any]:
     """What DynamoDB said, where it did; errors of the network have None."""
     return getattr(error, "response", None) or {}
@@ -376,16 +338,3 @@ def _overtaken(batch: Batch) -> FencedOut:
         f"lane {batch.lane!r}: a newer batch came before the end of the one of epoch "
         f"{batch.epoch}; the rest of it was not applied"
     )
-
-
-_sinks: weakref.WeakSet[DynamoDBSink] = weakref.WeakSet()
-_inherited: list[Any] = []  # a parent's clients: neither used nor closed in the child
-
-
-def _in_child() -> None:
-    for sink in list(_sinks):
-        sink.leave_parent()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)

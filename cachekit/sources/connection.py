@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
-import threading
 import time
-import weakref
-from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 from ..backends.dynamodb.faults import THROTTLED, code_of, is_down
-from ..sinks.dynamodb import CONNECT_TIMEOUT, CONNECTIONS, READ_TIMEOUT
+from ..sinks.clients import Client
 from .errors import Throttled, Unsettled
 
 READS = 3  # attempts of one that the service or the network failed
@@ -44,17 +39,12 @@ class Pauses:
 
 
 class Connection:
-    """``client``: one that is used and left open, a function that makes one, or None for one of
-    the usual environment, without retries of its own."""
+    """``client``: as :class:`~cachekit.sinks.clients.Client` takes it; ``patience`` in seconds."""
 
     def __init__(self, table: str, client: Any, patience: float) -> None:
         self.table = table
-        self.given = client
+        self.client = Client(client)
         self._patience = patience
-        self._lock = threading.Lock()
-        self._client: Any = None
-        self._forked = False
-        _connections.add(self)
 
     def pauses(self) -> Pauses:
         return Pauses(self._patience)
@@ -65,7 +55,7 @@ class Connection:
         failed = 0
         while True:
             try:
-                return getattr(self._connected(), verb)(**asked)
+                return getattr(self.client.get(), verb)(**asked)
             except Exception as error:
                 if is_down(error):
                     failed += 1
@@ -81,7 +71,7 @@ class Connection:
         one that comes late, could undo what another writer did in between."""
         while True:
             try:
-                return getattr(self._connected(), verb)(**asked)
+                return getattr(self.client.get(), verb)(**asked)
             except Exception as error:
                 if is_down(error) or type(error).__name__ in _LOST_ANSWERS:
                     raise Unsettled(
@@ -97,55 +87,3 @@ class Connection:
             f"{self.table}: {what} for {self._patience:g} s: too little capacity for the table, "
             "or for one item"
         )
-
-    def close(self) -> None:
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
-
-    def leave_parent(self) -> None:
-        """Called in a forked child: another process speaks over these connections."""
-        self._lock = threading.Lock()
-        _inherited.append(self._client)
-        self._client = None
-        self._forked = True
-
-    def _connected(self) -> Any:
-        client = self._client
-        if client is not None:
-            return client
-        given = self.given
-        with self._lock:
-            if given is not None and not callable(given):
-                if self._forked:
-                    given.close()  # drops its connections; the parent's stay open
-                    self._forked = False
-                return given
-            if self._client is None:
-                make: Callable[[], Any] = given or _client
-                self._client = make()
-            return self._client
-
-
-def _client() -> Any:
-    config = import_module("botocore.config").Config(
-        connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=READ_TIMEOUT,
-        retries={"mode": "standard", "total_max_attempts": 1},
-        max_pool_connections=CONNECTIONS,
-    )
-    return import_module("boto3").session.Session().client("dynamodb", config=config)
-
-
-_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-_inherited: list[Any] = []  # a parent's clients: neither used nor closed in the child
-
-
-def _in_child() -> None:
-    for connection in list(_connections):
-        connection.leave_parent()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)

@@ -273,13 +273,13 @@ class DynamoDBTable:
         mine = {
             "key": names[0],
             "to_row": lambda id, value: self._shape.item_of(value),
-            "client": self._connection.given,
+            "client": self._connection.client.given,
         }
         return DynamoDBSink(self._table, **{**mine, **options})
 
     def close(self) -> None:
         """Close the connections, unless the client was given. Twice is fine; a use opens again."""
-        self._connection.close()
+        self._connection.client.close()
 
 
 def _annotated(method: Callable[[Any], Any], returned: Any) -> Callable[[Any], Any]:

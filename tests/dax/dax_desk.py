@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import boto3
+from boto3.dynamodb.types import Binary
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.exceptions import ConnectionClosedError
@@ -91,6 +92,25 @@ def item(pk: str, sk: int = 1, **attributes: Any) -> dict[str, Any]:
 
 def is_hit(answer: dict[str, Any]) -> bool:
     return answer["ResponseMetadata"]["HTTPHeaders"].get("x-cachekit") == "hit"
+
+
+def spoil(value: Any) -> None:
+    """Change every container of an answer, at any depth."""
+    if isinstance(value, dict):
+        for each in list(value.values()):
+            spoil(each)
+        value.clear()
+        value["spoilt"] = "spoilt"
+    elif isinstance(value, list):
+        for each in value:
+            spoil(each)
+        value[:] = ["spoilt"]
+    elif isinstance(value, set):
+        for each in value:
+            spoil(each)
+        value.clear()
+    elif isinstance(value, Binary):
+        value.value = b"spoilt"
 
 
 class Wire:

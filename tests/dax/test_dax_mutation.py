@@ -12,7 +12,8 @@ from typing import Any
 import boto3
 import pytest
 from boto3.dynamodb.conditions import Key
-from boto3.dynamodb.types import Binary, TypeDeserializer
+from boto3.dynamodb.types import TypeDeserializer
+from dax_desk import spoil
 from dax_shop import ministack
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,25 +52,6 @@ bodies = st.dictionaries(texts.filter(lambda n: n not in ("pk", "sk")), values, 
 
 def plain(item: dict[str, Any]) -> dict[str, Any]:
     return {name: TypeDeserializer().deserialize(value) for name, value in item.items()}
-
-
-def spoil(value: Any) -> None:
-    """Change every container at any depth."""
-    if isinstance(value, dict):
-        for each in list(value.values()):
-            spoil(each)
-        value.clear()
-        value["spoilt"] = "spoilt"
-    elif isinstance(value, list):
-        for each in value:
-            spoil(each)
-        value[:] = ["spoilt"]
-    elif isinstance(value, set):
-        for each in value:
-            spoil(each)
-        value.clear()
-    elif isinstance(value, Binary):
-        value.value = b"spoilt"
 
 
 def sets_in_order(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from boto3.dynamodb.types import Binary, TypeDeserializer, TypeSerializer
+from dax_desk import spoil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -151,25 +152,6 @@ items = st.dictionaries(texts, values, max_size=6)
 
 def deserialized(item: dict[str, Any]) -> dict[str, Any]:
     return {name: TypeDeserializer().deserialize(value) for name, value in item.items()}
-
-
-def spoil(value: Any) -> None:
-    """Change every container of an answer, at any depth."""
-    if isinstance(value, dict):
-        for each in list(value.values()):
-            spoil(each)
-        value.clear()
-        value["spoilt"] = {"S": "spoilt"}
-    elif isinstance(value, list):
-        for each in value:
-            spoil(each)
-        value[:] = ["spoilt"]
-    elif isinstance(value, set):
-        for each in value:
-            spoil(each)
-        value.clear()
-    elif isinstance(value, Binary):
-        value.value = b"spoilt"
 
 
 @given(items, st.booleans())

@@ -138,7 +138,7 @@ def unused_shop() -> DynamoDBShop:
 
 def watch(sink: DynamoDBSink, seen: Any, verb: str = "TransactWriteItems") -> None:
     """Call ``seen`` with the body of every such request, before it is sent."""
-    client = sink._given or sink._client
+    client = sink._client.get()
     client.meta.events.register(
         f"before-send.dynamodb.{verb}", lambda request, **_: seen(request.body)
     )
