@@ -277,10 +277,10 @@ def test_without_a_client_one_of_the_environment_is_made_at_first_use(
     monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", ground.server.url)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "7")
     users = ground.source(client=None)
-    assert users._connection._client is None
+    assert users._connection.client._own is None
     for n in (1, 2):
         users.save({"id": n})
-        client = users._connection._client
+        client = users._connection.client.get()
         assert client.meta.config.retries["total_max_attempts"] == 1
         assert (client.meta.config.connect_timeout, client.meta.config.read_timeout) == (2.0, 5.0)
         users.close()
