@@ -38,11 +38,6 @@ class Buffer:
         """How many keys could be taken now."""
         return len(self._waiting) - self._both()
 
-    @property
-    def most(self) -> int:
-        """At least the depth, and quicker to tell."""
-        return len(self._waiting) + len(self._out)
-
     def _both(self) -> int:
         # Looked up, not counted: an exception out of a signal handler can come between two steps.
         return len(self._out.keys() & self._waiting.keys()) if self._out else 0
@@ -69,13 +64,24 @@ class Buffer:
         ``version``: given by a log, and greater than any before; else it is counted here."""
         if version is None:
             version = self._version + 1
-        self._version = since = version
-        old = self._waiting.get(key)
+        self.take_in(((kind, key, value, at, id, version),))
+        return self._waiting[key]
+
+    def offer_within(
+        self, most: float, kind: OpKind, key: Hashable, value: Any, at: float, id: Any
+    ) -> Op | None:
+        """As :meth:`offer`, unless it would be one more than ``most`` keys: then None."""
+        waiting, out = self._waiting, self._out
+        version = since = self._version + 1
+        old = waiting.get(key)
         if old is not None:
             self.superseded += 1
             # Age counts from the oldest operation this one stands for.
             since, at = old.since, old.at
-        op = self._waiting[key] = Op(key, kind, value, id, version, 0, self.lane, 0, since, at)
+        elif len(waiting) + len(out) >= most and self.depth >= most and key not in out:
+            return None
+        self._version = version
+        op = waiting[key] = Op(key, kind, value, id, version, 0, self.lane, 0, since, at)
         return op
 
     def take_in(self, rows: Sequence[tuple[OpKind, Hashable, Any, float, Any, int]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,18 +34,16 @@ class MemoryLog(Queue):
         *,
         over: bool = False,
     ) -> Op | None:
-        """Accept an operation, or None at the bound, if not ``over`` it. ``keeper`` is kept as
-        long as any waits."""
-        buffer = self._buffer
-        with self._lock:
-            # An operation on a key that waits already takes no new room.
-            if buffer.most >= self._max and buffer.depth >= self._max and not buffer.knows(key):
-                return None
-            op = buffer.offer(kind, key, value, self._clock(), id)
+        """Accept an operation, or None at the bound, if it may not go ``over`` that. ``keeper`` is
+        kept as long as any waits. Whoever calls it holds :attr:`lock`."""
+        buffer, most = self._buffer, math.inf if over else self._max
+        # An operation on a key that waits already takes no new room.
+        op = buffer.offer_within(most, kind, key, value, self._clock(), id)
+        if op is not None:
             self.keeper = keeper
             if self._idle or self._listeners:
                 self._tell_of_one(buffer)
-            return op
+        return op
 
     def wait_for_room(self, seconds: float) -> None:
         """Block this thread until something leaves, or the time is over."""

@@ -165,8 +165,8 @@ class Strategy:
 
     def key(self, id: Any) -> str:
         """The text key of an id."""
-        if type(id) is int and self._around is not None and -_SHORT < id < _SHORT:
-            return f"{self._around[0]}{id}{self._around[1]}"  # what the template makes of it
+        if type(id) is int and (around := self._around) is not None and -_SHORT < id < _SHORT:
+            return f"{around[0]}{id}{around[1]}"  # what the template makes of it
         return self._text((self._key_fn(id),) if self._key is None else self._fields(id))
 
     def _tags(self, id: Any, value: Any = MISSING) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..core.deadline import Deadline
-from ..core.keys import physical
+from ..core.keys import MAX_KEY, physical
 from ..core.ops import Op, OpKind
 from ..core.outcome import Outcome
 from ..core.place import Place
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .write_back import WriteBack
 
 
+_PUT = OpKind.PUT  # looked up once: an attribute of an Enum class costs a call
 TOGETHER = 64  # near copies made in one step, while puts and misses of other threads wait
 
 
@@ -103,6 +104,9 @@ class Held:
         self._start = start
         self._closed = closed
         self._most = most
+        # Whether the text of a key with a plain int in it is its physical form, if short enough.
+        sample = "0".join(owner._around or ("",))
+        self._legible = bool(sample) and physical(sample) == sample
         lane = f"{name}/{parts.runtime.token().hex()}"
         self.queue: MemoryLog = MemoryLog(parts.runtime.clock, most, lane)
         # One lock over log and near tier: both see racing puts in one order.
@@ -136,7 +140,7 @@ class Held:
         return Outcome(Written())
 
     def _append(self, kind: OpKind, item: Item, place: Place, *, over: bool = False) -> Op | None:
-        """None: there is no room."""
+        """None: there is no room. Whoever calls it holds ``order``."""
         key, value, owner = place.ident, item.value, self._owner
         try:
             return self.queue.append_now(kind, key, value, item.id, owner, over=over)
@@ -147,25 +151,28 @@ class Held:
     def _late(self, kind: OpKind, item: Item, place: Place) -> None:
         """What a finaliser put from inside the near tier, when that is left. Beyond the bound if
         need be: it was accepted."""
-        op = self._append(kind, item, place, over=True)
+        with self.order:
+            op = self._append(kind, item, place, over=True)
         if op is not None:
             self._show(op, item.tags, place)
 
     def accept_now(self, key: str, id: Any, value: Any) -> bool:
-        ident = physical(key)
-        near = self._parts.near
+        legible = self._legible and type(id) is int and len(key) <= MAX_KEY
+        ident = key if legible else physical(key)
+        parts, owner = self._parts, self._owner
+        near = parts.near
         if near.section.mend():
             return False
         try:
             with self.order:
-                if self._owner._closed:
+                if owner._closed:
                     return False
-                op = self.queue.append_now(OpKind.PUT, ident, value, id, self._owner)
+                op = self.queue.append_now(_PUT, ident, value, id, owner)
             if op is None:
                 return False
             # Looked at after the append: what boards later finds the operation.
-            if self._parts.runtime.in_flight(ident) or near.may_hold(ident):
-                self._show(op, (), self._owner.place(id))
+            if parts.runtime.in_flight(ident) or near.may_hold(ident):
+                self._show(op, (), owner.place(id))
         except BaseException:  # as in _append
             near.kill_named(ident)
             raise

@@ -21,7 +21,7 @@ from .aio import CLOSE_TIMEOUT
 from .base import Strategy
 from .endings import last_flush
 from .flusher import Flusher
-from .held import Backlog, Held, Item, short
+from .held import Backlog, Held, Item
 from .parts import Parts
 from .source import is_async
 from .telling import refused, unreadable, written
@@ -164,10 +164,12 @@ class WriteBack(Strategy):
     # -- writing --------------------------------------------------------------------------
 
     def put(self, id: Any, value: Any) -> Written:
-        if self._direct and short(id) and self._backlog.accept_now(self.key(id), id, value):
-            if not self._backlog.queue.attended:
-                self._start(self._parts.runtime.threads)
-            return _WRITTEN
+        if self._direct and (type(id) is int or type(id) is str):  # short(id), without a call
+            backlog = self._backlog
+            if backlog.accept_now(self.key(id), id, value):
+                if not backlog.queue.attended:
+                    self._start(self._parts.runtime.threads)
+                return _WRITTEN
         return super().put(id, value)
 
     async def _put_many(self, world: AnyWorld, values: Mapping[Any, Any]) -> Outcome:

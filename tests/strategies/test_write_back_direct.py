@@ -50,6 +50,25 @@ def test_what_was_put_is_read_at_once_by_every_face(copies: str) -> None:
     assert source.rows == {1: "newer"}
 
 
+@pytest.mark.parametrize("form", ["page:{id}", "50 % of {id}", "~{id}", "seite/ä:{id}", "{id}"])
+@pytest.mark.parametrize(
+    "id", [7, -7, "seven", "7", 10**18, 10**180, pytest.param(10**5000, id="huge")]
+)
+@pytest.mark.parametrize("more", ["", "x" * 170])
+def test_a_key_of_any_form_is_the_same_for_every_face(form: str, id: int | str, more: str) -> None:
+    source = Source()
+    source.rows[id] = "old"  # type: ignore[index]
+    strategy = shelf(source, key=form + more)
+    assert appended(strategy)
+    strategy.put(id, "new")
+    assert strategy.get(id) == "new"
+    assert strategy.get_many([id]) == {id: "new"}
+    assert source.loads == []
+    assert strategy.flush(LONG).applied == 1
+    assert strategy.get(id) == "new"
+    assert source.loads == []  # its near copy is where reads look
+
+
 def test_what_was_put_is_kept_near_when_the_source_has_it() -> None:
     source = Source()
     strategy = shelf(source)

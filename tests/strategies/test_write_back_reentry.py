@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
+
+from cachekit import Cache, WriteBack
+from cachekit.protocols import Op
 
 SCRIPT = """
 import faulthandler, gc, signal, sys, threading, time
@@ -85,3 +91,36 @@ def test_a_put_from_inside_the_cache_waits_for_nobody_and_is_written(how: str) -
         [sys.executable, "-c", SCRIPT, how], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", ["put", "put_many", "delete"])
+def test_what_was_accepted_inside_the_near_tier_is_written_though_the_queue_is_full(
+    verb: str,
+) -> None:
+    rows: dict[int, Any] = {1: "old"}
+    may = threading.Event()
+
+    def sink(ops: Sequence[Op]) -> None:
+        may.wait(20)
+        rows.update({op.id: op.value for op in ops})
+
+    cache = Cache()
+    strategy = WriteBack(
+        cache, key="p:{id}", log="memory", sink=sink, load=rows.get, max_pending=2, block=0.0
+    )
+    calls = {
+        "put": lambda: strategy.put(1, "new"),
+        "put_many": lambda: strategy.put_many({1: "new"}),
+        "delete": lambda: strategy.delete(1),
+    }
+    strategy.put(2, "a")
+    strategy.put(3, "b")
+    with cache.parts.near.section:  # as a finaliser that runs there
+        calls[verb]()
+    expected = None if verb == "delete" else "new"
+    assert strategy.get(1) == expected
+    may.set()
+    flushed = strategy.flush(10)
+    assert flushed.complete, flushed
+    assert rows == {1: expected, 2: "a", 3: "b"}
+    strategy.close()

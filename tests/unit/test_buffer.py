@@ -35,6 +35,19 @@ class BufferMachine(RuleBasedStateMachine):
         self.last[key] = op
         self.unsettled.setdefault(key, []).append((op.version, self.now))
 
+    @rule(key=KEYS, delete=st.booleans(), most=st.sampled_from((0, 1, 2, 3, float("inf"))))
+    def offer_within(self, key: str, delete: bool, most: float) -> None:
+        self.now += 1
+        kind = OpKind.DELETE if delete else OpKind.PUT
+        op = self.buffer.offer_within(most, kind, key, self.now, self.now, None)
+        # A key that has an operation already takes no new room.
+        assert (op is None) == (key not in self.unsettled and len(self.unsettled) >= most)
+        if op is not None:
+            assert op.version == self.buffer.last_version
+            assert self.buffer.pending(key) is op
+            self.last[key] = op
+            self.unsettled.setdefault(key, []).append((op.version, self.now))
+
     @rule(keys=st.lists(KEYS, max_size=4))
     def take_in(self, keys: list[str]) -> None:
         rows = []
@@ -243,3 +256,13 @@ def test_part_of_a_batch_may_be_answered_at_a_time() -> None:
     assert (buffer.depth, buffer.ready) == (1, 1)
     assert [op.key for op in buffer.take(3)] == ["c"]
     assert [(dead.op.key, dead.error) for dead in buffer.dead] == [("b", "no")]
+
+
+def test_a_key_that_waits_while_it_is_out_takes_the_room_of_one() -> None:
+    buffer = Buffer()
+    buffer.offer(OpKind.PUT, "a", 1, 0.0)
+    buffer.take(1)
+    buffer.offer(OpKind.PUT, "a", 2, 1.0)
+    assert buffer.offer_within(2, OpKind.PUT, "b", 1, 2.0, None) is not None
+    assert buffer.offer_within(2, OpKind.PUT, "c", 1, 3.0, None) is None
+    assert buffer.offer_within(2, OpKind.PUT, "a", 3, 4.0, None) is not None
