@@ -16,6 +16,11 @@ _LEAVING = """
 SELECT o.id, o.key, o.size FROM temp.leaving l CROSS JOIN ops o
 ON o.queue = ? AND o.key = l.key AND o.id <= l.id
 """
+_SEPARATOR = "\0"
+_OLDEST = """
+SELECT count(*), sum(size), group_concat(key, char(0))
+FROM (SELECT id, size, key FROM ops WHERE id > ? AND id <= ? ORDER BY id LIMIT ?)
+"""
 
 
 # -- the owner
@@ -116,18 +121,17 @@ def _size_of_oldest(
 ) -> int | None:
     """The size of the oldest operations in the log, if these are just those that are done, as
     they are where keys do not repeat: then nothing older of a key can be there."""
-    versions = [version for _, version in done]
-    first, count = versions[0] if versions else 0, len(versions)
-    if not 0 < first < LOW - count or versions != [*range(first, first + count)]:
+    if not done:
         return None
-    rows = db.execute(
-        "SELECT key, id, size FROM ops WHERE id > ? AND id <= ? ORDER BY id LIMIT ?",
-        (base, base | versions[-1], count + 1),
-    ).fetchall()
-    # Keys too: an owner of a file that was deleted may come late, to one begun anew.
-    if [(key, id & LOW) for key, id, _ in rows] != list(done):
+    keys, versions = zip(*done, strict=True)
+    first, count = versions[0], len(versions)
+    if not 0 < first < LOW - count or versions != tuple(range(first, first + count)):
         return None
-    return sum([int(size) for _, _, size in rows])
+    found, size, names = db.execute(_OLDEST, (base, base | versions[-1], count + 1)).fetchone()
+    # By key: an owner of a file that was deleted may come late, to one begun anew.
+    if found != count or names != _SEPARATOR.join(keys):
+        return None
+    return int(size)
 
 
 def _count(

@@ -117,6 +117,31 @@ def test_a_file_that_was_deleted_is_begun_anew(log: Plain, neighbour: Plain, pat
     assert not log.settle(0, epoch, [("new", 1)], [])
 
 
+def test_what_an_owner_of_a_deleted_file_had_done_takes_nothing_out_of_a_new_one(
+    log: Plain, path: str
+) -> None:
+    assert log.put("a", "b", "c") == [1, 2, 3]
+    epoch = log.claim(0, OWNER, PATIENT)
+    done = [(key, version) for version, key in log.all()]
+    for name in os.listdir(os.path.dirname(path)):
+        os.remove(os.path.join(os.path.dirname(path), name))
+    time.sleep(0.06)
+    assert log.put("x", "b", "z") == [1, 2, 3]
+    assert log.claim(0, OTHER, PATIENT) == epoch  # both count from the beginning
+    log.settle(0, epoch, done, [])
+    assert [key for _, key in log.all() if key != "b"] == ["x", "z"]
+    assert log.standing().depth == len(log.all())
+
+
+def test_of_a_key_that_was_put_again_all_up_to_its_newest_leaves(log: Plain) -> None:
+    assert log.put("a", "b", "c", "b", "d", "b") == [1, 2, 3, 4, 5, 6]
+    epoch = log.claim(0, OWNER, PATIENT)
+    # In the order of each key's oldest operation, as a worker takes them.
+    assert log.settle(0, epoch, [("a", 1), ("b", 4), ("c", 3)], [])
+    assert log.all() == [(5, "d"), (6, "b")]
+    assert log.standing().depth == 2
+
+
 # -- versions and counts that are known by heart
 
 
