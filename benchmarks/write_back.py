@@ -10,7 +10,7 @@ are minima over the rounds, and the median of the ratios. The exit code says not
   commit into a SQLite file (WAL, synchronous NORMAL) of a row of the same size.
 - Drain: N operations wait in a SQLite log, or in one in memory; the time until ``flush`` says
   they are applied, beside ``executemany`` of 500 rows at a time, a transaction each, with the
-  statement that the sink uses, beside the sink itself called with the same batches, and beside a
+  sink's statement for one row, beside the sink itself called with the same batches, and beside a
   bare loop that does no more than a durable queue must: read 500 rows of JSON from a SQLite file,
   decode them, write them with that ``executemany``, delete them there. SQLite with WAL and
   synchronous NORMAL and FULL, and PostgreSQL where it is installed.

@@ -14,6 +14,7 @@ from ..errors import ConfigurationError
 from .statements import MARK
 
 _MARKS = {"qmark": "?", "format": "%s", "pyformat": "%s"}
+_VARIABLES = 999  # of one statement; every build of SQLite allows as many unless told otherwise
 _POSTGRESQL = frozenset({"psycopg", "psycopg2", "pg8000"})
 
 
@@ -24,6 +25,7 @@ class Driver(NamedTuple):
     postgresql: bool
     mark: str
     roams: bool  # whether a connection may be used by a thread that did not open it
+    variables: int  # that one statement may have to write many rows; 0: one row at a time
 
     def sql(self, statement: str) -> str:
         # Drivers of this style unescape a statement only where it has parameters.
@@ -53,7 +55,8 @@ class Driver(NamedTuple):
 def driver_of(connection: Any, style: str | None) -> Driver:
     """``style``: a paramstyle, where the connection's module does not tell."""
     if isinstance(connection, sqlite3.Connection):
-        return Driver(True, False, "?", _roams(connection))
+        most = connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
+        return Driver(True, False, "?", _roams(connection), min(most, _VARIABLES))
     roots = [cls.__module__.partition(".")[0] for cls in type(connection).__mro__]
     for root in roots:
         style = style or getattr(sys.modules.get(root), "paramstyle", None)
@@ -61,7 +64,7 @@ def driver_of(connection: Any, style: str | None) -> Driver:
         raise ConfigurationError(
             f"sink: can not tell the paramstyle of {roots[0]}: pass style='qmark' or 'format'"
         )
-    return Driver(False, not _POSTGRESQL.isdisjoint(roots), _MARKS[style], True)
+    return Driver(False, not _POSTGRESQL.isdisjoint(roots), _MARKS[style], True, 0)
 
 
 def check_style(style: str | None) -> None:

@@ -47,11 +47,13 @@ def raise_fence(table: str, idle: int | None) -> str:
     return sql if idle is None else sql + f" RETURNING set_config('{IDLE_SETTING}', '{idle}', true)"
 
 
-def upsert(table: str, key: str, columns: Sequence[str]) -> str:
+def upsert(table: str, key: str, columns: Sequence[str], rows: int) -> str:
+    """Of so many rows, whose values follow one another."""
     names = [quoted(column) for column in columns]
     sets = [f"{name} = excluded.{name}" for name in names if name != quoted(key)]
+    row = f"({', '.join([MARK] * len(names))})"
     return (
-        f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join([MARK] * len(names))}) "
+        f"INSERT INTO {table} ({', '.join(names)}) VALUES {', '.join([row] * rows)} "
         f"ON CONFLICT ({quoted(key)}) DO {'UPDATE SET ' + ', '.join(sets) if sets else 'NOTHING'}"
     )
 

@@ -114,6 +114,21 @@ class SinkPromises:
         sink.write_many(at(2, [put(2, {"name": "pen", "stock": 2}), gone(1)]))
         assert shop.rows() == [(2, "pen", 2)]
 
+    @pytest.mark.parametrize("count", [1, 7, 8, 9, 255, 256, 257, 1001])
+    def test_a_batch_of_any_length_is_written_whole(self, shop: Shop, count: int) -> None:
+        shop.execute("INSERT INTO items VALUES (3, 'old', 0)")
+        sink = shop.sink()
+        ops = [put(id, {"name": f"n{id}", "stock": id}) for id in range(count)]
+        ops += [put(id, {"stock": id}) for id in range(5000, 5000 + count)]  # of other columns
+        assert sink.write_many(ops) == {}
+        expected = [(id, f"n{id}", id) for id in range(count)]
+        expected += [(3, "old", 0)] if count <= 3 else []
+        expected += [(id, None, id) for id in range(5000, 5000 + count)]
+        assert shop.rows() == expected
+        again = [put(id, {"name": f"m{id}", "stock": -id}, epoch=2) for id in range(count)]
+        assert sink.write_many(again) == {}
+        assert shop.rows()[:count] == [(id, f"m{id}", -id) for id in range(count)]
+
     def test_an_operation_without_a_row_fails_alone(self, shop: Shop) -> None:
         broken = RuntimeError("no row")
 

@@ -85,6 +85,27 @@ def test_a_path_is_opened_where_it_was_named_and_not_before_its_use(
     assert shop.rows() == [(1, "pen", 1)]
 
 
+@pytest.mark.parametrize("most", [3, 23, 24, 100, 999])
+def test_a_file_that_takes_few_values_at_once_gets_few(shop: FileShop, most: int) -> None:
+    def connect() -> sqlite3.Connection:
+        connection = shop.connect()
+        connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, most)
+        return connection
+
+    sink = DBAPISink(connect, table="items")
+    ops = [put(id, {"name": f"n{id}", "stock": id}) for id in range(400)]
+    assert sink.write_many(ops) == {}
+    assert shop.rows() == [(id, f"n{id}", id) for id in range(400)]
+
+
+def test_two_ids_that_are_one_for_the_table_are_written_in_their_order(shop: FileShop) -> None:
+    ops = [put(id, {"stock": id}) for id in range(20)]
+    ops[3:3] = [put("7", {"stock": 70})]
+    ops.append(put("8", {"stock": 80}))
+    assert shop.sink().write_many(ops) == {}
+    assert [stock for _, _, stock in shop.rows()] == [*range(8), 80, *range(9, 20)]
+
+
 @pytest.mark.parametrize("isolation", [None, "", "IMMEDIATE", "EXCLUSIVE"])
 def test_the_way_a_connection_was_opened_does_not_break_the_transaction(
     shop: FileShop, isolation: Any
