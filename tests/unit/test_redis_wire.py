@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
+import ssl
 import threading
 import time
 from typing import Any
@@ -28,6 +29,7 @@ from redis_faults import (
 )
 
 from cachekit.backends.redis import RedisBackend
+from cachekit.backends.redis.wire import TLS
 from cachekit.errors import BackendTimeout, BackendUnavailable
 from cachekit.protocols import Item
 from cachekit.runtime import Runtime, drive
@@ -378,3 +380,31 @@ def test_nothing_is_left_open_after_close() -> None:
         left = [s for s in server._open if s.recv(1) != b""]
         assert left == []
         assert server.connections == 2
+
+
+def test_threads_that_connect_at_once_read_the_authorities_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[ssl.SSLContext] = []
+    real = ssl.create_default_context
+
+    def slowly(**options: Any) -> ssl.SSLContext:
+        time.sleep(0.05)
+        made.append(real(**options))
+        return made[-1]
+
+    monkeypatch.setattr(ssl, "create_default_context", slowly)
+    tls, together = TLS(), threading.Barrier(8)
+    found: list[ssl.SSLContext] = []
+
+    def connect() -> None:
+        together.wait()
+        found.append(tls.context)
+
+    threads = [threading.Thread(target=connect) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert found == made * 8

@@ -7,8 +7,10 @@ sending and the last byte of the reply. It never repeats a command.
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +32,9 @@ MAX_ERROR_TEXT = 200
 # After one of these the connection leads to a server that can not serve us now.
 CLOSING_CODES = frozenset({"READONLY", "LOADING", "MASTERDOWN", "NOAUTH", "UNBLOCKED"})
 NOT_SERVING = frozenset({"LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY"})
+
+
+_reading = threading.Lock()
 
 
 class Replies(list[Reply]):
@@ -128,6 +133,14 @@ class TLS:
 
     @cached_property
     def context(self) -> ssl.SSLContext:
+        # One for all who connect at once: to read the authorities takes 20 ms of a deadline.
+        with _reading:
+            found: ssl.SSLContext | None = self.__dict__.get("context")
+            if found is None:
+                found = self.__dict__["context"] = self._made()
+            return found
+
+    def _made(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=self.ca_file, capath=self.ca_path)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if not self.verify:
@@ -253,3 +266,12 @@ class Wire(Protocol):
         less than half of it to begin with."""
 
     async def close(self) -> None: ...
+
+
+def _child() -> None:
+    global _reading
+    _reading = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_child)
