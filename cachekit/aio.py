@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .core.entry import MISSING, Missing
+from .core.ops import Flushed
 from .core.policy import Duration, Ttl, seconds
 from .direct import Direct
 from .intents import AsyncWriteIntent
 from .runtime import AsyncioWorld
 from .statistics import Stats
+from .strategies.closing import close_all_async, flush_all_async
+from .strategies.endings import LEAST
 
 if TYPE_CHECKING:
     from .cache import Cache
@@ -95,17 +98,24 @@ class AsyncCache:
     def stats(self) -> Stats:
         return self.cache.stats()
 
+    async def flush(self, timeout: float | None = None) -> list[Flushed]:
+        """Flush every write-back strategy of the cache, side by side: at most ``timeout`` seconds
+        for all together."""
+        return await flush_all_async(list(self.cache.parts.closers), timeout)
+
     async def close(self, timeout: float = 10.0) -> None:
-        """Wait for this loop's background loads (``timeout`` seconds) and close its connections.
+        """Drain this loop's write-back and background loads (at most ``timeout`` seconds for all
+        together) and close its connections.
 
         The plain face and other loops go on; ``cache.close()`` ends those."""
         parts, world = self.cache.parts, self._world
-        for strategy in list(parts.closers):
-            if strategy.is_async:
-                await strategy.aio.close(timeout)
-        await world.settle(timeout)
-        if parts.far is not None:
-            await parts.far.close(world)
+        until = world.deadline(timeout)
+        try:
+            await close_all_async([s for s in parts.closers if s.is_async], timeout)
+            await world.settle(max(LEAST, until.left()))
+        finally:
+            if parts.far is not None:
+                await parts.far.close(world)
 
     async def __aenter__(self) -> AsyncCache:
         return self

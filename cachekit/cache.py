@@ -20,6 +20,7 @@ from .runtime import Runtime, drive
 from .settings import Settings
 from .statistics import Stats, stats_of
 from .strategies.base import Strategy
+from .strategies.closing import Closing, flush_all
 from .strategies.parts import Parts
 from .typing_shapes import (
     AsyncCached,
@@ -60,7 +61,7 @@ class Cache:
         self._parts = build(self.settings, runtime)
         self._direct = Direct(self._parts)
         self._aio: AsyncCache | None = None
-        self._closed = False
+        self._closing = Closing(self._parts)
         self._scheduler: Scheduler | None = None
 
     @classmethod
@@ -350,30 +351,15 @@ class Cache:
         return stats_of(self._parts)
 
     def flush(self, timeout: float | None = None) -> list[Flushed]:
-        """Flush every write-back strategy of this cache."""
-        return [strategy.flush(timeout) for strategy in list(self._parts.closers)]
+        """Flush every write-back strategy of this cache, side by side: at most ``timeout`` seconds
+        for all together."""
+        return flush_all(self._parts, timeout)
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Drain write-back (at most ``timeout`` seconds), end background work, close
-        connections of the plain face. Twice is fine."""
-        if self._closed:
-            return
-        self._closed = True
-        parts = self._parts
-        for strategy in list(parts.closers):
-            strategy.close(timeout)
-        if self._scheduler is not None:
-            self._scheduler.close()
-        parts.invalidator.close(timeout)
-        parts.events.close()
-        if parts.reader.keeper is not None:
-            parts.reader.keeper.close()
-        parts.coherence.close()
-        parts.runtime.close()
-        if parts.coarse:
-            parts.clock.stop()
-        if parts.far is not None:
-            drive(parts.far.close(self._threads))
+        """Drain write-back (at most ``timeout`` seconds for all strategies together), end
+        background work, close connections of the plain face. Twice is fine: a second caller
+        waits for the first. What is left of write-back is told in the log."""
+        self._closing.close(timeout, self._scheduler)
 
     def __enter__(self) -> Cache:
         return self

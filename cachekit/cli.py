@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PIP_LINE = "pip install 'cachekit-strategies[{}]'"
 _LOG = "Where the log is: sqlite:///orders.log or redis://host:6379/0."
 _APP = "The application's cache, module:attribute, in place of --log."
-_NAMESPACE = "The cache's namespace, with --log."
+_NAMESPACE = "The cache's namespace, with --log. Default: none; of a SQLite file, all there are."
 _QUEUE = "A write-back strategy's name."
 _VERSION = "A dead letter's version; repeat for more."
 
@@ -90,6 +90,7 @@ def _dead_letters() -> typer.Typer:
     import typer
 
     from .commands import dlq
+    from .commands.desks import Where
 
     app = typer.Typer(help="Dead letters: writes that the source refused for good.")
 
@@ -97,25 +98,25 @@ def _dead_letters() -> typer.Typer:
     def list_(
         log: str | None = typer.Option(None, help=_LOG),
         app: str | None = typer.Option(None, help=_APP),
-        namespace: str = typer.Option("", help=_NAMESPACE),
+        namespace: str | None = typer.Option(None, help=_NAMESPACE),
         queue: str | None = typer.Option(None, help=_QUEUE + " Default: all there are."),
         json: bool = typer.Option(False, "--json", help="As a JSON array."),
         limit: int = typer.Option(100, min=1, help="Letters to show at most."),
     ) -> int:
-        where = dlq.Where(log, app, namespace, queue)
+        where = Where(log, app, namespace, queue)
         return dlq.list_letters(where, as_json=json, limit=limit)
 
     @app.command(help="One dead letter: its whole error, sizes, and what it would write.")
     def show(
         log: str | None = typer.Option(None, help=_LOG),
         app: str | None = typer.Option(None, help=_APP),
-        namespace: str = typer.Option("", help=_NAMESPACE),
+        namespace: str | None = typer.Option(None, help=_NAMESPACE),
         queue: str | None = typer.Option(None, help=_QUEUE),
         version: int = typer.Option(..., min=1, help="The dead letter's version."),
         values: bool = typer.Option(False, "--values", help="Show the value too."),
         json: bool = typer.Option(False, "--json", help="As JSON."),
     ) -> int:
-        where = dlq.Where(log, app, namespace, queue)
+        where = Where(log, app, namespace, queue)
         return dlq.show(where, version, values=values, as_json=json)
 
     @app.command(
@@ -125,26 +126,26 @@ def _dead_letters() -> typer.Typer:
     def replay(
         log: str | None = typer.Option(None, help=_LOG),
         app: str | None = typer.Option(None, help=_APP),
-        namespace: str = typer.Option("", help=_NAMESPACE),
+        namespace: str | None = typer.Option(None, help=_NAMESPACE),
         queue: str | None = typer.Option(None, help=_QUEUE),
         version: list[int] = typer.Option([], min=1, help=_VERSION),  # noqa: B008  # only read
         all_: bool = typer.Option(False, "--all", help="All of the queue."),
         force: bool = typer.Option(False, "--force", help="Also over what was written since."),
     ) -> int:
-        where = dlq.Where(log, app, namespace, queue)
+        where = Where(log, app, namespace, queue)
         return dlq.replay(where, version, every=all_, force=force)
 
     @app.command(help="Forget dead letters for good: what they would write is lost.")
     def drop(
         log: str | None = typer.Option(None, help=_LOG),
         app: str | None = typer.Option(None, help=_APP),
-        namespace: str = typer.Option("", help=_NAMESPACE),
+        namespace: str | None = typer.Option(None, help=_NAMESPACE),
         queue: str | None = typer.Option(None, help=_QUEUE),
         version: list[int] = typer.Option([], min=1, help=_VERSION),  # noqa: B008  # only read
         all_: bool = typer.Option(False, "--all", help="All of the queue."),
         yes: bool = typer.Option(False, "--yes", help="Do not ask."),
     ) -> int:
-        where = dlq.Where(log, app, namespace, queue)
+        where = Where(log, app, namespace, queue)
         return dlq.drop(where, version, every=all_, yes=yes)
 
     return app

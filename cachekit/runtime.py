@@ -210,11 +210,14 @@ class AsyncioWorld:
     def spawn(
         self, work: Callable[[], Coroutine[Any, Any, None]], name: str, *, bounded: bool = True
     ) -> bool:
-        """Run as a task. Not ``bounded``: one that stays, and is not counted with the others."""
+        """Run as a task. Not ``bounded``: one that stays, is not counted with the others, and has
+        nothing of the context in which it happened to be begun."""
         if bounded and len(self._tasks) >= BACKGROUND_LIMIT:
             return False
         kept = self._tasks if bounded else self._staying
-        task = asyncio.get_running_loop().create_task(work(), name=f"cachekit:{name}")
+        context = None if bounded else contextvars.Context()
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work(), name=f"cachekit:{name}", context=context)
         kept.add(task)
         task.add_done_callback(kept.discard)
         return True

@@ -21,13 +21,16 @@ def make_private_file(path: str) -> os.stat_result:
     """Create it if it is missing; one of our own that others may use is closed to them.
 
     One that exists is never opened here: closing any descriptor of a file drops all locks of the
-    process on it, those of SQLite's connections too. Raises OSError, for a symbolic link too."""
+    process on it, those of SQLite's connections too. Raises OSError, also for what is no regular
+    file: a link, a folder, a device."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, flags, 0o600))
     found = os.lstat(path)
     if stat.S_ISLNK(found.st_mode):
         raise OSError(errno.ELOOP, "is a symbolic link", path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "is no regular file", path)
     if os.name == "posix" and found.st_mode & 0o077 and found.st_uid == os.geteuid():
         os.chmod(path, 0o600)
     return found

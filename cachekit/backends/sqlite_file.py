@@ -269,6 +269,8 @@ class SQLiteFile:
     def _make_file(self) -> Identity:
         if os.path.islink(self.path):
             raise FileRefused("is a symbolic link; give the path of the file itself")
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise FileRefused("is no regular file")
         make_private_folder(self.path)
         found = make_private_file(self.path)
         return found.st_dev, found.st_ino

@@ -74,16 +74,21 @@ def _broken(spec: str, what: str, error: Exception) -> ConfigurationError:
 
 
 def durable(cache: Cache, spec: str, queues: Sequence[str] = ()) -> list[WriteBack]:
-    """The cache's write-back strategies with a durable log, or those of them that are named.
+    """The cache's write-back strategies with a durable log, or those of them that are named, by
+    their own name or that of the queue in a log made by hand.
 
     Raises ConfigurationError where there is none."""
     all_ = [one for one in cache.parts.closers if isinstance(one, WriteBack)]
     if not all_:
         raise ConfigurationError(f"--app {spec}: this cache has no write-back strategy")
-    unknown = [name for name in queues if name not in {one.name for one in all_}]
+    names = [_names(one) for one in all_]
+    unknown = [name for name in queues if not any(name in each for each in names)]
     if unknown:
-        raise ConfigurationError(unknown_queue(unknown[0], [one.name for one in all_]))
-    chosen = [one for one in all_ if one.name in queues or not queues]
+        raise ConfigurationError(unknown_queue(unknown[0], [one for each in names for one in each]))
+    asked = set(queues)
+    chosen = [
+        one for one, each in zip(all_, names, strict=True) if not asked or asked.intersection(each)
+    ]
     kept = [one for one in chosen if isinstance(one.log, Drain)]
     if not kept:
         raise ConfigurationError(
@@ -91,6 +96,11 @@ def durable(cache: Cache, spec: str, queues: Sequence[str] = ()) -> list[WriteBa
             'no other process can read; give log="sqlite:///orders.log" or log="redis://..."'
         )
     return kept
+
+
+def _names(strategy: WriteBack) -> list[str]:
+    queue = getattr(strategy.log, "log", None)
+    return list(dict.fromkeys([strategy.name, getattr(queue, "queue", strategy.name)]))
 
 
 def log_of(strategy: WriteBack) -> Log:

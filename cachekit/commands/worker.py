@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from ..cache import Cache
-from ..errors import BackendError
+from ..errors import BackendError, BackendRefused
 from ..protocols import Standing
 from ..runtime import AnyWorld, drive
 from ..strategies.write_back import WriteBack
@@ -89,20 +89,25 @@ class Worker:
         for one, mark in zip(self.strategies, marks, strict=True):
             one.log.hurry(mark)
         self._start()
-        end = None if timeout is None else time.monotonic() + timeout
+        end, lost = None if timeout is None else time.monotonic() + timeout, False
         while any(left) and (end is None or time.monotonic() < end):
             if await self._stopped_within(LOOK):
                 break
             for i, one in enumerate(self.strategies):
                 if left[i]:
-                    with suppress(BackendError):  # away: it may come back
+                    try:
                         left[i] = await asyncio.to_thread(self._left, one, marks[i])
+                    except BackendRefused as error:  # some were lost: no use to wait for them
+                        say(f"{safe(one.name)}: {safe(str(error))}", sys.stderr)
+                        lost, left[i] = True, 0
+                    except BackendError:
+                        continue  # away: it may come back
         for i, one in enumerate(self.strategies):
             was = before[i][0]
             now: Standing = (await asyncio.to_thread(one.last_standing))[0]
             parked = max(0, now.dead - was.dead)
             say(f"{safe(one.name)}: {was.depth} waited, {parked} parked, {left[i]} left")
-        return 1 if any(left) else 0
+        return 1 if lost or any(left) else 0
 
     def _start(self) -> None:
         for one in self.strategies:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from .ops import Dead, Op, OpKind
@@ -19,15 +19,19 @@ class Buffer:
     """Operations by key, of one ``lane`` of a log. ``depth`` counts keys with unwritten
     operations, out ones included."""
 
-    __slots__ = ("_out", "_version", "_waiting", "dead", "lane", "superseded")
+    __slots__ = (
+        "_moves", "_out", "_taken_at", "_version", "_waiting", "dead", "lane", "superseded",
+    )  # fmt: skip
 
     def __init__(self, lane: str = "") -> None:
         self.lane = lane
         self._waiting: dict[Hashable, Op] = {}  # in order of each key's oldest unwritten operation
         self._out: dict[Hashable, Op] = {}
+        self._moves = 0  # how often anything ceased to be out
         self._version = 0
         self.dead: list[Dead] = []
         self.superseded = 0
+        self._taken_at = 0  # ``superseded`` at the last take
 
     @property
     def depth(self) -> int:
@@ -38,6 +42,16 @@ class Buffer:
         """How many keys could be taken now."""
         return len(self._waiting) - self._both()
 
+    @property
+    def accepted(self) -> int:
+        """How many operations those that could be taken now stand for, about."""
+        return self.ready + self.superseded - self._taken_at
+
+    @property
+    def out(self) -> int:
+        """How many keys are out."""
+        return len(self._out)
+
     def _both(self) -> int:
         # Looked up, not counted: an exception out of a signal handler can come between two steps.
         return len(self._out.keys() & self._waiting.keys()) if self._out else 0
@@ -47,7 +61,8 @@ class Buffer:
         return self._version
 
     def knows(self, key: Hashable) -> bool:
-        return key in self._waiting or key in self._out
+        """As :meth:`pending`."""
+        return self.pending(key) is not None
 
     def offer(
         self,
@@ -98,8 +113,14 @@ class Buffer:
             self._version = rows[-1][5]
 
     def pending(self, key: Hashable) -> Op | None:
-        """The newest unwritten operation: waiting before out."""
-        return self._waiting.get(key) or self._out.get(key)
+        """The newest unwritten operation: waiting before out. May be asked beside any other step:
+        whatever that does, an operation is in one of the two at every moment, and one that was
+        there when nothing had ceased to be out is found."""
+        while True:
+            moves = self._moves
+            op = self._waiting.get(key) or self._out.get(key)
+            if op is not None or moves == self._moves:
+                return op
 
     def newest(self, ops: Iterable[Op]) -> list[Op]:
         """Those of what is out for whose key nothing newer waits."""
@@ -117,10 +138,12 @@ class Buffer:
         for op in batch:
             self._out[op.key] = op
             del self._waiting[op.key]
+        self._taken_at = self.superseded
         return batch
 
     def ack(self, ops: Iterable[Op]) -> None:
         out = self._out
+        self._moves += 1
         for op in ops:
             if out.get(op.key) is op:
                 del out[op.key]
@@ -128,10 +151,11 @@ class Buffer:
     def nack(self, ops: Iterable[Op]) -> None:
         """Back to the head of the queue, unless a newer operation waits already."""
         back: dict[Hashable, Op] = {}
+        gone: list[Op] = []
         for op in ops:
             if self._out.get(op.key) is not op:
                 continue  # settled meanwhile
-            self.ack((op,))
+            gone.append(op)
             newer = self._waiting.get(op.key)
             if newer is not None:
                 self.superseded += 1
@@ -141,8 +165,9 @@ class Buffer:
             else:
                 back[op.key] = replace(op, attempts=op.attempts + 1)
         if back:
-            ops = (*back.values(), *(o for o in self._waiting.values() if o.key not in back))
-            self._waiting = {op.key: op for op in sorted(ops, key=lambda op: op.at)}
+            rest = (*back.values(), *(o for o in self._waiting.values() if o.key not in back))
+            self._waiting = {op.key: op for op in sorted(rest, key=lambda op: op.at)}
+            self.ack(gone)
 
     def recall(self) -> None:
         """Everything that is out, back to the head of the queue."""
@@ -154,11 +179,12 @@ class Buffer:
         self.dead.append(Dead(op, error))
 
     def oldest(self) -> float | None:
-        """When the oldest unwritten operation was accepted."""
-        first = next(iter(self._waiting.values()), None)
-        times = [op.at for op in self._out.values()]
-        if first is not None:
-            times.append(first.at)
+        """When the oldest unwritten operation was accepted. May be asked beside any other step."""
+        times = [op.at for op in [*self._out.values()]]
+        try:
+            times += [op.at for op in islice(self._waiting.values(), 1)]
+        except RuntimeError:  # one came or went between two steps of this line
+            return self.oldest()
         return min(times) if times else None
 
     def undone_up_to(self, version: int) -> int:

@@ -32,13 +32,15 @@ class Queue:
         self._listeners: list[Callable[[], None]] = []
         self._hurry: Marks = ()
         self._all = False
-        self._idle = 0  # the batch size that a waiting worker waits for
+        self._full = False  # somebody waits for room
+        self._idle: list[int] = []  # the batch sizes that waiting workers wait for
         self.keeper: object | None = None  # kept alive while operations wait here
 
     @property
     def lock(self) -> AbstractContextManager[Any]:
         """What all verbs take, for a caller who needs several of them as one step. Whoever is at
-        work in the near tier must not wait for it: its holder may wait for that."""
+        work in the near tier must not wait for it: its holder may wait for that. So what only
+        looks takes no lock."""
         return self._lock
 
     # -- the worker's verbs ---------------------------------------------------------------
@@ -53,6 +55,7 @@ class Queue:
             ready = [b for b in self._buffers.values() if b.ready]
             if not ready:
                 return []
+            self._full = False  # whoever still finds no room says so again
             return min(ready, key=lambda b: b.oldest() or 0.0).take(limit)
 
     async def delivery(self, world: AnyWorld, ops: Sequence[Op]) -> Sequence[Op]:
@@ -65,8 +68,16 @@ class Queue:
             for buffer in self._buffers.values():
                 buffer.recall()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is out."""
+        return any(buffer.out for buffer in self._buffers.values())
+
+    def out(self, seconds: float = 0.0) -> None:
+        """A batch stays out for so long, though the sink is not at it: between two tries."""
+
     def back(self) -> None:
-        """The sink has answered the last delivery."""
+        """The sink has answered the last delivery, or the next one begins."""
 
     async def ack(self, world: AnyWorld, ops: Sequence[Op]) -> None:
         """The source has them."""
@@ -109,19 +120,20 @@ class Queue:
             return self._undone_here(marks)
 
     def dead(self) -> list[Dead]:
-        with self._lock:
-            return [letter for b in self._buffers.values() for letter in b.dead]
+        return [letter for b in self._buffers.values() for letter in b.dead]
+
+    def reaches(self, op: Op, marks: Marks) -> bool:
+        """Whether an operation stands for one that was accepted up to ``marks``."""
+        pairs = zip(list(self._buffers), marks, strict=False)
+        return any(lane == op.lane and op.since <= mark for lane, mark in pairs)
 
     def here(self) -> int:
         """How many keys have an operation in this process's buffers."""
         return sum(b.depth for b in self._buffers.values())
 
     def oldest(self) -> float | None:
-        """When the oldest operation here was accepted (monotonic seconds)."""
-        with self._lock:
-            return self._oldest()
-
-    def _oldest(self) -> float | None:
+        """When the oldest operation here was accepted (monotonic seconds). Takes no lock: see
+        :attr:`lock`."""
         times = [at for b in self._buffers.values() if (at := b.oldest()) is not None]
         return min(times, default=None)
 
@@ -142,6 +154,12 @@ class Queue:
             self._hurry = tuple(max(a, b) for a, b in zip(old, marks, strict=False))
             self._tell()
 
+    def make_room(self) -> None:
+        """There is no room for another operation: a batch is due, whatever its size and age."""
+        with self._lock:
+            self._full = True
+            self._tell()
+
     def hurry_all(self) -> None:
         """From now on write everything at once, and let no worker wait."""
         with self._lock:
@@ -149,8 +167,8 @@ class Queue:
             self._tell()
 
     def due_in(self, size: int, delay: float) -> float | None:
-        """Seconds until a batch is due: ``size`` ready, the oldest ``delay`` seconds old, or a
-        hurry; None while nothing waits."""
+        """Seconds until a batch is due: ``size`` ready, the oldest ``delay`` seconds old, no room
+        left (of a shared log half of it), or a hurry; None while nothing waits."""
         with self._lock:
             return self._due_in(size, delay)
 
@@ -160,10 +178,14 @@ class Queue:
         most = max((b.ready for b in self._buffers.values()), default=0)
         if not most:
             return None
-        if most >= size or self._hurries():
+        if most >= size or self._full or self._is_half_full() or self._hurries():
             return 0.0
-        oldest = self._oldest()
+        oldest = self.oldest()
         return None if oldest is None else max(0.0, oldest + delay - self._clock())
+
+    def _is_half_full(self) -> bool:
+        """Whether others fill the log, too, and will soon find no room there."""
+        return False
 
     def _hurries(self) -> bool:
         if not self._hurry or not self._buffers:
@@ -178,7 +200,7 @@ class Queue:
     @property
     def attended(self) -> bool:
         """Whether a worker's thread waits here now."""
-        return self._idle > 0
+        return bool(self._idle)
 
     def wait_for_work(self, size: int, delay: float, most: float | None) -> None:
         """Block this thread until a batch is due, somebody wakes it, or ``most`` seconds."""
@@ -187,11 +209,11 @@ class Queue:
             if left is not None and left <= 0:
                 return
             times = [seconds for seconds in (left, most) if seconds is not None]
-            self._idle = size
+            self._idle.append(size)
             try:
                 self._changed.wait(min(times) if times else None)
             finally:
-                self._idle = 0
+                self._idle.remove(size)
 
     def wait_for_change(self, seconds: float) -> None:
         with self._lock:
@@ -227,7 +249,7 @@ class Queue:
     def _tell_of_one(self, buffer: Buffer) -> None:
         """An operation came: a worker that waits is woken for the first and for a whole batch."""
         ready = buffer.ready
-        if self._idle and (ready == 1 or ready >= self._idle):
+        if self._idle and (ready == 1 or ready >= min(self._idle)):
             self._changed.notify_all()
         for heard in self._listeners:
             heard()

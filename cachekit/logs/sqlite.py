@@ -60,7 +60,7 @@ class SQLiteLog:
         # Queues of one name in two namespaces are two queues.
         self._space = quote(namespace, safe="", errors="surrogatepass") + "/"
         self._queue = self._space + queue
-        self._bounds = bounds
+        self.bounds = bounds
         # Made absolute now: a later chdir must not lead to another file.
         self._file = log_file(os.path.abspath(path), self.level == "host")
 
@@ -73,14 +73,14 @@ class SQLiteLog:
         if not records:
             return []
         answer: list[int | None] = await world.run(
-            self._file.append, self._queue, records, self._bounds, deadline
+            self._file.append, self._queue, records, self.bounds, deadline
         )
         return answer
 
     def append_now(self, record: Record) -> int | None:
         """One append from a plain call, if it is as usual and nobody else is at it: its version.
         None: nothing was done. Waits for nothing but the disk."""
-        return self._file.append_now(self._queue, record, self._bounds)
+        return self._file.append_now(self._queue, record, self.bounds)
 
     async def look(self, world: World, keys: Sequence[str], since: int, deadline: Deadline) -> Look:
         """In place, in an event loop too: a reader of a WAL file waits for nobody."""
@@ -180,11 +180,20 @@ class SQLiteLog:
             world, "revive", deadline, settling.revive, self._queue, versions, force, time.time()
         )
 
+    async def outdate(self, world: World, keys: Sequence[str], deadline: Deadline) -> None:
+        """Writes only where there is such a letter."""
+        found = await self._read(
+            world, "outdate", deadline, settling.letters_of, self._queue, list(keys)
+        )
+        if found:
+            await self._change(world, "outdate", deadline, settling.outdate, self._queue, found)
+
     async def drop(self, world: World, versions: Sequence[int], deadline: Deadline) -> list[int]:
         return await self._change(world, "drop", deadline, settling.drop, self._queue, versions)
 
     async def close(self, world: World) -> None:
-        """Close the file in this process; another log of it opens it again by itself."""
+        """Close the file in this process; another log of it opens it again by itself. What is in
+        use is closed by whoever uses it: nobody waits here."""
         await world.run(self._file.close)
 
     async def _read(

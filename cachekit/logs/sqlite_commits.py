@@ -39,9 +39,8 @@ from .sqlite_turns import Append, Ticket, Turns
 P = ParamSpec("P")
 T = TypeVar("T")
 
-READERS = 16  # idle connections kept
-RIDERS = 256  # appends written along at most
-CLOSING = 5.0  # seconds to wait for a write in progress
+READERS, RIDERS = 16, 256  # idle connections kept; appends written along at most
+CLOSING = 0.1  # seconds to wait for a write in progress: after that, it closes the file
 _NAP, _LONGEST_NAP, _MOMENT = 0.00005, 0.005, 0.05  # seconds
 
 
@@ -211,8 +210,7 @@ class LogFile:
         riders = self._turns.riders(RIDERS)
         try:
             self._patient("append", deadline, lambda: self._write([call, *riders]))
-        except BackendTimeout:
-            # Nothing was written; each rider has a deadline of its own.
+        except BackendTimeout:  # nothing was written; each rider has a deadline of its own
             self._turns.back(riders)
             raise
         except Exception as error:
@@ -343,15 +341,17 @@ class LogFile:
     # -- opening and closing
 
     def close(self) -> None:
-        """Close what is open; the next step opens it anew."""
+        """Close what is open, after a write in progress; the next step opens it anew."""
+        self._turns.parting = self._close_all
         try:
-            self._turns.enter(Ticket(), Deadline(CLOSING, time.monotonic))
-            with gate:
-                self.close_idle()
-        except TimeoutError:  # in use, by a log that is not closed
-            return
+            with contextlib.suppress(TimeoutError):
+                self._turns.enter(Ticket(), Deadline(CLOSING, time.monotonic))
         finally:
             self._turns.leave()
+
+    def _close_all(self) -> None:
+        with gate:
+            self.close_idle()
 
     def close_idle(self) -> None:  # before a fork: nothing is in use, and nobody comes in
         self._close_writer()

@@ -180,7 +180,7 @@ def _outdate(db: sqlite3.Connection, no: int, upto: Sequence[tuple[str, int]]) -
     if db.execute(live, (no,)).fetchall():
         db.executemany(
             "UPDATE dead SET outdated = 1 WHERE queue = ? AND outdated = 0 AND key = ? AND id < ?",
-            [(no, key, no << BITS | min(version, LOW)) for key, version in upto],
+            [(no, key, (no << BITS) + min(version, LOW + 1)) for key, version in upto],
         )
 
 
@@ -245,6 +245,19 @@ def revive(
 def _is_waiting(db: sqlite3.Connection, no: int, key: str) -> bool:
     found = db.execute("SELECT 1 FROM ops WHERE queue = ? AND key = ? LIMIT 1", (no, key))
     return bool(found.fetchall())
+
+
+def letters_of(db: sqlite3.Connection, queue: str, keys: Sequence[str]) -> list[str]:
+    """Of these keys those that have a letter that is not outdated."""
+    at = totals(db, queue)
+    live = "SELECT 1 FROM dead WHERE queue = ? AND outdated = 0 AND key = ? LIMIT 1"
+    return [] if at is None else [k for k in keys if db.execute(live, (at.no, k)).fetchall()]
+
+
+def outdate(db: sqlite3.Connection, queue: str, keys: Sequence[str]) -> None:
+    at = totals(db, queue)
+    if at is not None:
+        _outdate(db, at.no, [(key, LOW + 1) for key in keys])
 
 
 def drop(db: sqlite3.Connection, queue: str, versions: Sequence[int]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from threading import get_ident
 from types import CodeType
 
@@ -55,6 +55,7 @@ class Turns:
         self._holder = 0  # the thread whose turn it is
         self._lock = threading.Lock()
         self._waiting: deque[Ticket] = deque()
+        self.parting: Callable[[], None] | None = None  # done once, by whoever leaves next
 
     def enter_now(self) -> bool:
         """Take the turn if nobody has it, nor waits for it."""
@@ -126,9 +127,15 @@ class Turns:
     def leave(self) -> None:
         """Give the turn on, if it is this thread's: belongs in a ``finally`` around the taking
         too, which an exception can come out of with the turn taken."""
-        with self._lock:
-            if self._holder == get_ident():
-                self._pass_on()
+        parting = self.parting
+        try:
+            if parting is not None and self._holder == get_ident():
+                self.parting = None
+                parting()
+        finally:
+            with self._lock:
+                if self._holder == get_ident():
+                    self._pass_on()
 
     def _pass_on(self) -> None:
         if not self._waiting:

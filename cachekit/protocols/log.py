@@ -133,7 +133,9 @@ class Log(Protocol):
     async def read(
         self, world: World, part: int, after: int, limit: int, deadline: Deadline
     ) -> list[Record]:
-        """At most ``limit`` operations with versions above ``after``, in order of version."""
+        """At most ``limit`` operations with versions above ``after``, in order of version; fewer
+        only where there are no more just then, or where the next one can not be given (it raises
+        when it comes first)."""
 
     async def settle(
         self,
@@ -170,6 +172,10 @@ class Log(Protocol):
         """Accept dead letters again, as new operations (with new versions, beyond the bound too);
         they are dead no more. Not one that is outdated, or whose key has an operation in the log,
         unless ``force``. The versions (as given) that were revived."""
+
+    async def outdate(self, world: World, keys: Sequence[str], deadline: Deadline) -> None:
+        """Newer values of these keys went to the source past the log: their dead letters become
+        outdated. Nothing else changes, and what is parked later is not concerned."""
 
     async def drop(self, world: World, versions: Sequence[int], deadline: Deadline) -> list[int]:
         """Forget dead letters for good; the versions that were there."""

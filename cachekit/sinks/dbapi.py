@@ -8,8 +8,10 @@ Drivers that send one statement per row (psycopg2, pg8000) are slow at it; psyco
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,17 +22,10 @@ from ..core.ops import Op
 from ..core.policy import Duration
 from ..observe import log
 from . import statements
-from .drivers import Driver, check_style, close, driver_of, opener
-from .fence import (
-    FENCE_TABLE,
-    IDLE_LIMIT,
-    SourceUnready,
-    fenced_out,
-    idle_milliseconds,
-    is_loss,
-    told,
-)
+from .drivers import Driver, check_style, close, driver_of, opener, opens_sqlite
+from .fence import FENCE_TABLE, IDLE_LIMIT, fenced_out, idle_milliseconds
 from .rows import Batch, Puts, Rows, ToRow, UnknownColumn
+from .verdicts import SourceUnready, is_in_step, is_loss, refusal, told, unready
 
 __all__ = ["DBAPISink"]
 
@@ -56,9 +51,10 @@ class DBAPISink:
 
     Safe for threads: at most 16 connections, opened when batches need them. Safe across fork.
     After :meth:`close` the next batch opens anew. The driver's errors pass unchanged, after a
-    rollback, but for those whose class misleads: a ValueError stands for rows that PostgreSQL
-    will never take (too large for their index), a ConnectionError for a source that takes no rows
-    now (read-only, without the table, damaged)."""
+    rollback, but for those whose class misleads: a ValueError stands for a row that the source
+    will never take (too large for its index, no JSON for an expression of the table), a
+    ConnectionError for a source that takes no rows now (read-only, without the table, damaged,
+    out of connections), as for whatever fails before the rows come."""
 
     fences = True
 
@@ -94,6 +90,7 @@ class DBAPISink:
 
         Raises ConfigurationError for what can not fit together. Does no I/O."""
         self._connect = opener(connect)
+        self._opens_sqlite = opens_sqlite(connect)
         check_style(style)
         self._style = style
         self._fence = statements.quoted_table(fence)
@@ -151,14 +148,23 @@ class DBAPISink:
 
     def close(self) -> None:
         """Close the connections, those in use when their batch ends. Twice is fine."""
-        with gate:
+        with self._gated():
             self._pool.close()
 
     # -- connections ----------------------------------------------------------------------
 
+    def _gated(self) -> AbstractContextManager[None]:
+        """The gate, where it is known that SQLite is behind it: others may hang for long."""
+        source = self._source
+        is_sqlite = self._opens_sqlite if source is None else source.driver.sqlite
+        return gate if is_sqlite else nullcontext()
+
     def _open(self) -> Any:
         driver = (self._source or self._meet()).driver
-        connection = self._connect()
+        try:
+            connection = self._connect()
+        except Exception as error:
+            raise unready(error)
         try:
             driver.take_over(connection)
         except BaseException:
@@ -169,12 +175,12 @@ class DBAPISink:
     def _use(self, driver: Driver, step: Callable[[Any], T]) -> T:
         try:
             if not driver.sqlite:
-                return self._lend(step)
+                return self._lend(driver, step)
             with gate:
                 if gate.cut:
                     raise SourceUnready("sink: forked while a SQLite file was in use")
                 if driver.roams:
-                    return self._lend(step)
+                    return self._lend(driver, step)
                 connection = self._open()
                 try:
                     return step(connection)
@@ -183,14 +189,15 @@ class DBAPISink:
         except Exception as error:
             raise told(error)
 
-    def _lend(self, step: Callable[[Any], T]) -> T:
+    def _lend(self, driver: Driver, step: Callable[[Any], T]) -> T:
         """With a connection of the pool, which keeps it unless it may be lost."""
 
         def attempt(connection: Any) -> tuple[T] | Exception:
             try:
                 return (step(connection),)
             except Exception as error:
-                if is_loss(told(error)) or not _undone(connection):
+                kept = not is_loss(error) and (driver.sqlite or is_in_step(error))
+                if not kept or not _undone(connection):
                     raise
                 return error
 
@@ -201,32 +208,41 @@ class DBAPISink:
 
     def _meet(self) -> _Source:
         """Look at the source over a connection for that alone; make the fence if it is to."""
-        with gate:
-            connection = self._connect()
-            try:
-                driver = driver_of(connection, self._style)
-                driver.take_over(connection)
-                if self._create_fence:
-                    self._make_fence(driver, connection)
-                cursor = connection.cursor()
-                cursor.execute(driver.sql(statements.columns_of(self._table)))
-                columns = frozenset(column[0] for column in cursor.description)
-                connection.rollback()
-                if missing := set(self._rows.columns) - columns:
-                    raise SourceUnready(f"sink: the table has no column {missing.pop()!r}")
-            except Exception as error:
-                raise told(error)
-            finally:
-                close(connection)
-        if driver.sqlite and self._source is None:
+        try:
+            with (passage := self._gated()):
+                connection = self._connect()
+                known = passage is gate or not isinstance(connection, sqlite3.Connection)
+                source = self._look(connection) if known else None
+            if source is None:
+                with gate:
+                    source = self._look(connection)
+        except Exception as error:
+            raise unready(error)
+        if source.driver.sqlite and self._source is None:
             gate.enlist(self._pool)
-            if not driver.roams:
+            if not source.driver.roams:
                 log.warning(
                     "DBAPISink: its SQLite connections are bound to one thread, so every batch "
                     "opens its own: let connect pass check_same_thread=False"
                 )
-        self._source = _Source(driver, columns)
-        return self._source
+        self._source = source
+        return source
+
+    def _look(self, connection: Any) -> _Source:
+        try:
+            driver = driver_of(connection, self._style)
+            driver.take_over(connection)
+            if self._create_fence:
+                self._make_fence(driver, connection)
+            cursor = connection.cursor()
+            cursor.execute(driver.sql(statements.columns_of(self._table)))
+            columns = frozenset(column[0] for column in cursor.description)
+            connection.rollback()
+            if missing := set(self._rows.columns) - columns:
+                raise SourceUnready(f"sink: the table has no column {missing.pop()!r}")
+            return _Source(driver, columns)
+        finally:
+            close(connection)
 
     def _make_fence(self, driver: Driver, connection: Any) -> None:
         def fails(statement: str, *values: Any) -> Exception | None:
@@ -248,22 +264,25 @@ class DBAPISink:
     # -- writing --------------------------------------------------------------------------
 
     def _apply(self, driver: Driver, connection: Any, batch: Batch) -> None:
-        driver.begin(connection)
-        cursor = connection.cursor()
-        cursor.execute(self._raising(driver), (batch.lane, batch.epoch))
+        try:
+            driver.begin(connection)
+            cursor = connection.cursor()
+            cursor.execute(self._raising(driver), (batch.lane, batch.epoch))
+        except Exception as error:
+            raise unready(error)
         if cursor.rowcount != 1:
             raise fenced_out(batch.lane, batch.epoch)
         if batch.deletes:
             gone = driver.sql(statements.delete(self._table, self._key))
-            cursor.executemany(gone, [(key,) for key in batch.deletes])
+            _run(cursor.executemany, gone, [(key,) for key in batch.deletes], connection)
         for puts in batch.puts:
-            self._put(driver, cursor, puts)
+            self._put(driver, connection, cursor, puts)
         if self._idle is not None and driver.postgresql:
             # After a pipeline, as psycopg makes of many rows, the server times no idling.
             cursor.execute("SELECT 1")
         connection.commit()
 
-    def _put(self, driver: Driver, cursor: Any, puts: Puts) -> None:
+    def _put(self, driver: Driver, connection: Any, cursor: Any, puts: Puts) -> None:
         rows, columns, start = puts.values(), puts.columns, 0
         # SQLite takes half the time for the rows of one statement that it takes one by one. Of
         # few lengths, so that the statements are prepared ones. PostgreSQL gains nothing.
@@ -271,11 +290,12 @@ class DBAPISink:
         while size >= LEAST_ROWS:
             while len(rows) - start >= size and size * len(columns) <= driver.variables:
                 values = chain.from_iterable(rows[start : start + size])
-                cursor.execute(self._upsert(driver, columns, size), [*values])
+                sql = self._upsert(driver, columns, size)
+                _run(cursor.execute, sql, [*values], connection)
                 start += size
             size //= 2
         if start < len(rows):
-            cursor.executemany(self._upsert(driver, columns, 1), rows[start:])
+            _run(cursor.executemany, self._upsert(driver, columns, 1), rows[start:], connection)
 
     def _raising(self, driver: Driver) -> str:
         idle = self._idle if driver.postgresql else None
@@ -289,6 +309,14 @@ class DBAPISink:
             found = driver.sql(statements.upsert(self._table, self._key, columns, rows))
             self._upserts[columns, rows] = found
         return found
+
+
+def _run(execute: Callable[[str, Any], Any], sql: str, values: Any, connection: Any) -> None:
+    """Execute what brings rows."""
+    try:
+        execute(sql, values)
+    except Exception as error:
+        raise refusal(error, lambda again, none: connection.cursor().execute(again, none), sql)
 
 
 def _undone(connection: Any) -> bool:

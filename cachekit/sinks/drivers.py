@@ -83,7 +83,15 @@ def opener(connect: Callable[[], Any] | str | os.PathLike[str]) -> Callable[[], 
     return lambda: sqlite3.connect(path, check_same_thread=False)
 
 
+def opens_sqlite(connect: Callable[[], Any] | str | os.PathLike[str]) -> bool:
+    """Whether what is given opens SQLite connections, as far as it can be told beforehand."""
+    return not callable(connect) or getattr(connect, "func", connect) is sqlite3.connect
+
+
 def close(connection: Any) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        with contextlib.suppress(Exception):  # else a cursor in some traceback keeps its locks
+            connection.rollback()
     with contextlib.suppress(Exception):  # it may be lost already
         connection.close()
 

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from ..core.ops import Op
 from ..errors import ConfigurationError, FencedOut, MissingDependencyError
 from .clients import Client
-from .fence import FENCE_TABLE, SourceUnready, fenced_out
+from .fence import FENCE_TABLE, fenced_out
 from .items import Serialize, Write, delete, key_of, parts, put, update, value_of
 from .rows import Batch, Rows, ToRow
+from .verdicts import SourceUnready
 
 __all__ = ["DynamoDBSink"]
 

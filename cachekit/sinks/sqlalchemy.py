@@ -19,16 +19,9 @@ from ..core.ops import Op
 from ..core.policy import Duration
 from ..errors import ConfigurationError, MissingDependencyError
 from ..runtime import drive
-from .fence import (
-    FENCE_TABLE,
-    IDLE_LIMIT,
-    IDLE_SETTING,
-    SourceUnready,
-    fenced_out,
-    idle_milliseconds,
-    told,
-)
+from .fence import FENCE_TABLE, IDLE_LIMIT, IDLE_SETTING, fenced_out, idle_milliseconds
 from .rows import Batch, Rows, ToRow
+from .verdicts import SourceUnready, is_in_step, is_loss, refusal, told, unready
 
 __all__ = ["AsyncSQLAlchemySink", "SQLAlchemySink"]
 
@@ -213,13 +206,19 @@ class _TableSink:
         if self._met:
             return
         self._enlist()
+        try:
+            await self._look()
+        except Exception as error:
+            raise unready(error)
+        self._met = True
+
+    async def _look(self) -> None:
         # Asked first: to create what is there may need a right that to use it does not.
         if self._create_fence and await self._fails(self._seen, ""):
             error = await self._fails(self._make_fence)
             # Two processes that create at once: one of them may be refused.
             if error and await self._fails(self._seen, ""):
                 raise error
-        self._met = True
 
     async def _fails(self, step: Callable[..., Any], *args: Any) -> Exception | None:
         try:
@@ -233,17 +232,20 @@ class _TableSink:
     # -- steps in a transaction -----------------------------------------------------------
 
     def _apply(self, connection: Any, batch: Batch) -> None:
-        raised = connection.execute(self._raising, {"lane": batch.lane, "epoch": batch.epoch})
+        try:
+            raised = connection.execute(self._raising, {"lane": batch.lane, "epoch": batch.epoch})
+        except Exception as error:
+            raise unready(error)
         _check_transaction(connection)
         if not (raised.first() if raised.returns_rows else raised.rowcount == 1):
             raise fenced_out(batch.lane, batch.epoch)
         for start in range(0, len(batch.deletes), _MOST_KEYS):
             keys = batch.deletes[start : start + _MOST_KEYS]
-            connection.execute(self._gone, {"keys": keys})
+            _execute(connection, self._gone, {"keys": keys})
         for puts in batch.puts:
             keys = [self._names[name].key for name in puts.columns]
             rows = [dict(zip(keys, values, strict=True)) for values in puts.values()]
-            connection.execute(self._upsert(puts.columns), rows)
+            _execute(connection, self._upsert(puts.columns), rows)
         if self._idle is not None and connection.dialect.name == "postgresql":
             # After a pipeline, as psycopg makes of many rows, the server times no idling.
             connection.execute(self._sa.text("SELECT 1"))
@@ -253,7 +255,12 @@ class _TableSink:
             return step(connection, *args)
         except Exception as error:
             better = told(error)
-            if isinstance(better, SourceUnready):
+            # SQLAlchemy knows of some losses itself. A database in memory ends with its connection.
+            if self._dialect == "sqlite":
+                lost = isinstance(better, SourceUnready) and is_loss(error)
+            else:
+                lost = is_loss(error) or not is_in_step(error)
+            if lost:
                 connection.invalidate()  # the next may reach a server that is ready
             raise better
 
@@ -274,8 +281,9 @@ class SQLAlchemySink(_TableSink):
     As safe for threads as the engine, which stays the caller's: its pool, its timeouts (PostgreSQL:
     ``connect_args={"options": "-c statement_timeout=30s -c lock_timeout=10s"}``), its end. The
     database's errors pass unchanged, after a rollback, but for those whose class misleads: a
-    ValueError stands for rows that PostgreSQL will never take (too large for their index), a
-    ConnectionError for a source that takes no rows now (read-only, without the table, damaged).
+    ValueError stands for a row that the source will never take (too large for its index, no JSON
+    for an expression of the table), a ConnectionError for a source that takes no rows now
+    (read-only, without the table, damaged, out of connections).
 
     In a forked child the engine lets go of the parent's connections. One on a SQLite file closes
     its idle connections before the fork; none of them may be in another's use then."""
@@ -309,11 +317,13 @@ class SQLAlchemySink(_TableSink):
             return self._begin(step, *args)
 
     def _begin(self, step: Callable[..., Any], *args: Any) -> Any:
+        connected = False
         try:
             with self._engine.begin() as connection:
+                connected = True
                 return self._guarded(connection, step, *args)
-        except Exception as error:  # of the commit
-            raise told(error)
+        except Exception as error:
+            raise (told if connected else unready)(error)
 
 
 class AsyncSQLAlchemySink(_TableSink):
@@ -330,11 +340,22 @@ class AsyncSQLAlchemySink(_TableSink):
         return await self._last_epoch(lane)
 
     async def _run(self, step: Callable[..., Any], *args: Any) -> Any:
+        connected = False
         try:
             async with self._engine.begin() as connection:
+                connected = True
                 return await connection.run_sync(self._guarded, step, *args)
-        except Exception as error:  # of the commit
-            raise told(error)
+        except Exception as error:
+            raise (told if connected else unready)(error)
+
+
+def _execute(connection: Any, statement: Any, values: Any) -> None:
+    """What brings rows."""
+    try:
+        connection.execute(statement, values)
+    except Exception as error:
+        sql = getattr(error, "statement", None)
+        raise refusal(error, connection.exec_driver_sql, sql)
 
 
 def _columns_of(table: Any) -> tuple[Any, dict[str, Any]]:

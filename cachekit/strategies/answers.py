@@ -5,11 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import errno
 import inspect
+import os
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tenacity import RetryCallState
+from tenacity import Future, RetryCallState
 
 from ..core.ops import Op
 from ..errors import CacheKitError, CodecError, ConfigurationError, KeyEncodingError
@@ -40,18 +42,54 @@ def is_outage(error: BaseException) -> bool:
             return False
         if isinstance(seen, BaseExceptionGroup):
             return all(is_outage(one) for one in seen.exceptions)
-        if http_status(seen) == 500:
-            return False  # some answer so to a row that they can not take: it is to be found
-        if outcome_unknown(seen) or isinstance(seen, CacheKitError):
-            return not isinstance(seen, (CodecError, KeyEncodingError))
-        if isinstance(seen, (socket.gaierror, concurrent.futures.CancelledError)):
-            return True
-        if isinstance(seen, OSError) and seen.errno in _OUTAGES:
-            return True
-        if isinstance(seen, _OF_ROWS) or type(seen).__name__ in _OF_ROWS_BY_NAME:
-            return False
-        seen = seen.__cause__
+        if (says := _says(seen)) is not None:
+            return says
+        reason = getattr(seen, "reason", None)  # urllib raises its errors from nothing
+        seen = reason if isinstance(reason, OSError) else seen.__cause__
     return False
+
+
+def _says(error: BaseException) -> bool | None:
+    """What an error by itself says of an outage. None: ask what it was raised from."""
+    if isinstance(error, CacheKitError):
+        return not isinstance(error, (CodecError, KeyEncodingError))
+    status = http_status(error)
+    if status == 500:
+        return False  # some answer so to a row that they can not take: it is to be found
+    if (sources := _by_sqlstate(error)) is not None:
+        return sources
+    # asyncpg: a value that it can not encode is an error in the use of its interface too.
+    if not status and isinstance(error, _OF_ROWS) and not isinstance(error, OSError):
+        return False
+    if outcome_unknown(error):
+        return True
+    if isinstance(error, (socket.gaierror, concurrent.futures.CancelledError)):
+        return True
+    if isinstance(error, OSError) and (error.errno in _OUTAGES or _is_of_connecting(error)):
+        return True
+    return False if type(error).__name__ in _OF_ROWS_BY_NAME else None
+
+
+def _by_sqlstate(error: BaseException) -> bool | None:
+    """Whether PostgreSQL's own code of an error, where there is one, says that no row is at
+    fault: a driver's class may say otherwise, or nothing."""
+    from ..sinks.sqlstates import is_sources, state_of  # only once there are errors
+
+    below = getattr(error, "orig", None)  # SQLAlchemy's
+    state = state_of(below if isinstance(below, BaseException) else error)
+    return is_sources(state) if state else None
+
+
+def _is_of_connecting(error: OSError) -> bool:
+    """Whether to connect failed, where no number says so by itself."""
+    if error.errno is None:  # asyncio, where a name has several addresses
+        return str(error).startswith("Multiple exceptions: ")
+    # A Unix socket that is gone: of any other missing file there is the name.
+    return (
+        error.errno == errno.ENOENT
+        and error.filename is None
+        and error.strerror == os.strerror(errno.ENOENT)
+    )
 
 
 def refused(ops: Sequence[Op], answer: Any) -> dict[Any, BaseException] | BaseException:
@@ -93,8 +131,25 @@ def told(error: BaseException) -> str:
     return text.encode("utf-8", "backslashreplace").decode()[:MOST_TEXT]
 
 
-def attempted(number: int) -> RetryCallState:
-    """What tenacity's ``wait`` and ``stop`` objects look at after so many attempts."""
-    state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]  # only counted
+def attempted(
+    number: int,
+    error: BaseException | None = None,
+    *,
+    seconds: float = 0.0,
+    idle: float = 0.0,
+    wait: Callable[[RetryCallState], float] | None = None,
+) -> RetryCallState:
+    """What tenacity's ``wait`` and ``stop`` objects look at after so many attempts.
+
+    ``error``: of the last one. ``seconds``: since the first one began; ``idle``: of these, spent
+    between attempts. ``wait`` is asked for the pause to come: the state's ``upcoming_sleep``."""
+    state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]  # only looked at
     state.attempt_number = number
+    state.outcome = Future(number)
+    state.outcome.set_exception(error or RuntimeError("the source took no batch"))
+    state.outcome_timestamp = time.monotonic()
+    state.start_time = state.outcome_timestamp - seconds
+    state.idle_for = idle
+    if wait is not None:
+        state.upcoming_sleep = wait(state)
     return state

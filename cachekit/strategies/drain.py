@@ -1,8 +1,8 @@
 """The worker's side of a durable log: owns partitions, reads them in order, settles what is done.
 
-One owner per partition at a time, by a lease that only saves double work: what keeps an old batch
-from undoing a newer one is the epoch that the sink compares (protocols, section 6). A new owner
-begins at the oldest operation in the log, so that what the last one had under way comes first.
+Partitions are independent: one whose server is away is asked again by itself, and nothing of it is
+delivered until the log has been told what it is owed. A new owner begins at the oldest operation
+in the log, so that what the last one had under way comes first.
 """
 
 from __future__ import annotations
@@ -12,34 +12,26 @@ from typing import Any
 
 from ..core.buffer import Buffer
 from ..core.ops import Dead, Op, OpKind
-from ..errors import BackendError, CacheKitError, CodecError, ConfigurationError
-from ..logs.queue import Marks, Queue, delivered
+from ..errors import BackendError, BackendTimeout, CodecError, ConfigurationError
+from ..logs.queue import Marks
 from ..observe import Meter, log
-from ..protocols import Letter, Log, Record, Standing
-from ..runtime import AnyWorld, Runtime, drive
-from .lane_leases import Lane, LaneLeases
+from ..protocols import Bounds, Letter, Log, Record
+from ..runtime import AnyWorld, Runtime
+from .lane_leases import Lane, Owed, answering_first
+from .lane_owner import AWAY, BRIEF, PATIENCE, LaneOwner, LastEpoch, Lost
+
+__all__ = ["LEASE", "PATIENCE", "Drain", "LastEpoch", "Lost"]
 
 LEASE = 10.0
-PATIENCE = 5.0  # seconds for one step of the log, in the worker
-DELIVERIES = 32  # bits of an epoch that count deliveries within one ownership
 READS = 20  # of one feed: a hot key's backlog is read through in few turns
-AWAY = 0.5  # seconds until a log that can not be reached is asked again
 
 Decode = Callable[[Record], tuple[Any, Any]]
-LastEpoch = Callable[[AnyWorld, str], Awaitable[int]]
 Gone = Callable[[AnyWorld, Sequence[Record]], Awaitable[None]]
 
 
-class Lost(CacheKitError):
-    """Another worker owns the lane now: what was taken from it here is its business."""
-
-
-class Drain(Queue):
+class Drain(LaneOwner):
     """A queue fed from a log. ``decode`` gives (id, value) of a record, or raises CodecError for
-    one that this process can not read: it is parked. ``last_epoch`` asks the sink, where it
-    fences."""
-
-    durable = True
+    one that this process can not read: it is parked."""
 
     def __init__(
         self,
@@ -54,174 +46,133 @@ class Drain(Queue):
         decode: Decode,
         last_epoch: LastEpoch | None,
         unreadable: Gone,
+        left_late: Gone,
+        most: Bounds | None = None,
     ) -> None:
-        super().__init__(runtime.clock, ())
-        self._lanes: list[Lane] = []  # known once the log was asked
-        self._identity = ""
-        self.log = source
-        self._runtime = runtime
-        self._meter = meter
-        self._name = name
-        self._batch = batch
-        self._poll = min(max(delay / 2, 0.01), 0.25)
-        self._lease = lease
+        self._want = 2 * batch
+        super().__init__(
+            runtime, meter, source, name=name, limit=self._want, lease=lease,
+            poll=min(max(delay / 2, 0.01), 0.25), last_epoch=last_epoch,
+        )  # fmt: skip
+        self._most = most
         self._decode = decode
-        self._last_epoch = last_epoch
         self._unreadable = unreadable
-        self._owner = runtime.token()
-        self._leases = LaneLeases(runtime.clock, lease)
+        self._left_late = left_late
         self._fresh: list[Dead] = []  # parked by this process
-        self._seen = Standing()
-        self._seen_at = -1.0
-
-    @property
-    def owns(self) -> int:
-        """How many partitions this process drains."""
-        return sum(1 for lane in self._lanes if lane.epoch is not None)
-
-    @property
-    def elsewhere(self) -> bool:
-        return bool(self._lanes) and all(
-            lane.epoch is None and lane.next_try > 0 for lane in self._lanes
-        )
+        self._again = 0.0  # when servers that are away may be waited for again, beside others
 
     def told(self) -> None:
         """This process appended something."""
         if self.owns:
             self.wake()
 
-    # -- owning and reading ---------------------------------------------------------------
+    # -- reading --------------------------------------------------------------------------
 
     async def feed(self, world: AnyWorld) -> float | None:
         try:
             await self._name_lanes(world)
-            pause = self._poll
-            for lane in self._lanes:
-                if await self._own(world, lane):
-                    await self._read(world, lane)
-                else:
-                    pause = max(pause, min(lane.next_try - self._clock(), self._lease))
-            return pause if not self.owns else self._poll
         except BackendError as error:
             self._complain("read", error)
             return AWAY
         except ConfigurationError as error:  # a server that could lose the log
             self._complain("own", error)
             return self._lease
-
-    async def _name_lanes(self, world: AnyWorld) -> None:
-        """A lane's name says which log it is of: two logs over one source have lanes of their
-        own, and do not fence each other out."""
         if self.owns:
-            return
-        identity = await self.log.identity(world, world.deadline(PATIENCE))
-        if identity == self._identity:
-            return
-        with self._lock:
-            self._identity = identity  # another one than before: the log was lost, and begun anew
-            self._lanes = [
-                Lane(f"{self._name}/{identity}/{part}", part) for part in range(self.log.parts)
-            ]
-            self._buffers = {lane.name: Buffer(lane.name) for lane in self._lanes}
+            self._leases.out(self)  # also while one server is waited for
+        try:
+            await self._attend_all(world)
+        finally:
+            self._patience = PATIENCE
+            self._leases.back()
+        if self.owns:
+            return self._poll
+        soonest = min(max(lane.next_try, lane.away_until) for lane in self._lanes)
+        return max(self._poll, min(soonest - self._clock(), self._lease))
 
-    async def _own(self, world: AnyWorld, lane: Lane) -> bool:
-        now = self._clock()
-        if lane.epoch is None:
-            if now < lane.next_try:
-                return False
-            await self._claim(world, lane)
-        elif now >= lane.renew_at:
-            await self._renew(world, lane)
-        return lane.epoch is not None
-
-    async def _claim(self, world: AnyWorld, lane: Lane) -> None:
-        beyond = 0
-        if self._last_epoch is not None:
+    async def _attend_all(self, world: AnyWorld) -> None:
+        """Each lane on its own. Of the servers that let one wait for nothing, the worker's time
+        goes to one at a time, and half of it remains for the others."""
+        lanes = answering_first(self._lanes)
+        others, waited = not lanes[0].away_until, 0.0
+        for lane in lanes:
+            began = self._clock()
+            if began < lane.away_until:
+                continue
+            if lane.away_until and others and (waited or began < self._again):
+                continue
+            self._patience = BRIEF if waited else PATIENCE
+            written = bool(lane.owed.ops)
             try:
-                beyond = await self._last_epoch(world, lane.name) >> DELIVERIES
-            except Exception as error:  # whatever its driver raises: the source is away
-                self._complain("ask the sink for", error)
-                lane.next_try = self._clock() + AWAY
-                return
-        now = self._clock()  # from before the question: no longer than the log has it
-        epoch = await self.log.claim(
-            world, lane.part, self._owner, self._lease, world.deadline(PATIENCE), beyond=beyond
-        )
-        if epoch is None:
-            # A dead owner's lease is found to have ended soon after it did.
-            lane.next_try = now + self._lease * (0.1 + 0.1 * self._runtime.uniform())
-            return
-        with self._lock:
-            self._buffers[lane.name] = Buffer(lane.name)
-            lane.buffer = Buffer(lane.name)
-            lane.epoch, lane.cursor, lane.deliveries = epoch, 0, 0
-            lane.renew_at, lane.over_at = now + self._lease / 3, now + self._lease
-            lane.until = -1
-        self._meter.event("log_claimed", lane=lane.name, epoch=epoch)
-
-    async def _renew(self, world: AnyWorld, lane: Lane) -> None:
-        now, epoch = self._clock(), lane.epoch
-        if epoch is None:
-            return
-        if await self.log.renew(
-            world, lane.part, self._owner, epoch, self._lease, world.deadline(PATIENCE)
-        ):
-            lane.renew_at, lane.over_at = now + self._lease / 3, now + self._lease
-        else:
-            self._lose(lane)
-
-    async def keep(self, world: AnyWorld, ops: Sequence[Op]) -> None:
-        """Prolong the lease of a lane whose batch is out, if it is time. Raises Lost."""
-        lane = self._lane_of(ops)
-        if lane.epoch is not None and self._clock() >= lane.renew_at:
-            try:
-                await self._renew(world, lane)
+                await self._attend(world, lane)
+                lane.away_until = 0.0
+            except Lost:
+                self._meter.count("batches_lost", int(written))
             except BackendError as error:
-                self._complain("renew", error)
-                if self._clock() >= lane.over_at:
-                    self._lose(lane, self._poll)  # another may have it, and be further
-        if lane.epoch is None:
-            raise Lost(lane.name)
+                self._complain("read", error)
+                self._set_aside(lane, AWAY)
+                took = self._clock() - began
+                waited += took if took >= BRIEF else 0.0
+            except ConfigurationError as error:  # a server that could lose the log
+                self._complain("own", error)
+                self._set_aside(lane, self._lease)
+        if waited:
+            self._again = self._clock() + waited
 
-    def _lose(self, lane: Lane, wait: float = 0.0) -> None:
+    async def _attend(self, world: AnyWorld, lane: Lane) -> None:
+        if await self._own(world, lane):
+            await self._pay(world, lane)
+            await self._read(world, lane)
+
+    def _set_aside(self, lane: Lane, seconds: float) -> None:
+        """Nothing of it is delivered until its log has answered."""
         with self._lock:
-            lane.epoch = None
-            lane.next_try = self._clock() + wait
-            lane.buffer = self._buffers[lane.name] = Buffer(lane.name)
-            self._let_go()
-            self._tell()
-        self._meter.event("log_lost", lane=lane.name)
+            lane.away_until = self._clock() + seconds
+            self._buffers[lane.name] = Buffer(lane.name)
 
     async def _read(self, world: AnyWorld, lane: Lane) -> None:
         """Read on, as far as two batches reach. A new owner first reads all that its predecessor
         can have seen: one may have been applied already while an older one of its key was not."""
-        if lane.until < 0:
-            standing = await self.log.standing(world, world.deadline(PATIENCE))
-            lane.until = standing.newest[lane.part]
-        want, epoch, reads = 2 * self._batch, lane.epoch, 0
+        epoch, reads, ended = lane.epoch, 0, False
         while lane.epoch == epoch:
-            behind = lane.cursor < lane.until
-            if not behind and (lane.buffer.depth >= want or reads >= READS):
+            if not lane.behind and (lane.buffer.depth >= self._want or reads >= READS):
                 break
-            records = await self.log.read(
-                world, lane.part, lane.cursor, want, world.deadline(PATIENCE)
-            )
+            limit = lane.limit
+            records = await self._some(world, lane)
+            if lane.epoch != epoch:
+                break  # lost meanwhile: they are another's
             reads += 1
-            bad = self._take_in(lane, records)
-            if bad:
-                await self._park_unreadable(world, lane, bad)
-            if len(records) < want:
+            self._leases.out(self)  # it goes on, however long the backlog is
+            self._take_in(lane, records)
+            await self._pay(world, lane)
+            if ended or not records:
+                lane.behind = False  # the answer before was the end, and nothing refused to be read
+            ended = len(records) < limit
+            if ended and not lane.behind:
                 break
         with self._lock:
             if lane.epoch == epoch:
                 self._buffers[lane.name] = lane.buffer
 
-    def _take_in(self, lane: Lane, records: Sequence[Record]) -> list[tuple[Record, str]]:
-        bad: list[tuple[Record, str]] = []
+    async def _some(self, world: AnyWorld, lane: Lane) -> Sequence[Record]:
+        """As many as the way to the log can carry."""
+        began = self._clock()
+        try:
+            records = await self.log.read(
+                world, lane.part, lane.cursor, lane.limit, self._late(world)
+            )
+        except BackendTimeout:
+            lane.limit = max(1, lane.limit // 2)
+            raise
+        if self._clock() - began < PATIENCE / 8:
+            lane.limit = min(self._want, 2 * lane.limit)
+        return records
+
+    def _take_in(self, lane: Lane, records: Sequence[Record]) -> None:
         now, wall = self._clock(), self._runtime.wall()
         behind = wall - now
         decode = self._decode
         rows: list[tuple[OpKind, Hashable, Any, float, Any, int]] = []
+        bad: list[tuple[Record, str]] = []
         for record in records:
             try:
                 id, value = decode(record)
@@ -234,75 +185,77 @@ class Drain(Queue):
         with self._lock:
             lane.buffer.take_in(rows)
             if records:
+                lane.mean = sum([len(record.data) for record in records]) / len(records)
+            lane.owed.unreadable += bad
+            if records:
                 lane.cursor = records[-1].version
-        return bad
 
-    async def _park_unreadable(
-        self, world: AnyWorld, lane: Lane, bad: Sequence[tuple[Record, str]]
-    ) -> None:
-        await self._unreadable(world, [record for record, _ in bad])
-        letters = [Letter(r, e, 0, self._runtime.wall()) for r, e in bad]
-        await self._settle(world, lane, (), letters)
-        self._meter.count("dead_letters", len(bad))
-        log.error("%s: %d operations can not be read, and were parked", lane.name, len(bad))
+    def _is_half_full(self) -> bool:
+        """The bounds can be reached with few keys, and whoever finds no room in another process
+        can not say so here. Of bytes by the size of those that were read last."""
+        if self._most is None:
+            return False
+        operations, size = self._most
+        return any(
+            2 * accepted >= operations or 2 * accepted * lane.mean >= size
+            for lane in self._lanes
+            if (accepted := self._buffers[lane.name].accepted)
+        )
 
-    # -- delivering and settling ----------------------------------------------------------
-
-    async def delivery(self, world: AnyWorld, ops: Sequence[Op]) -> Sequence[Op]:
-        """With the epoch of this delivery. Raises Lost."""
-        await self.keep(world, ops)
-        lane = self._lane_of(ops)
-        if lane.epoch is None:
-            raise Lost(lane.name)
-        lane.deliveries += 1
-        epoch = lane.epoch << DELIVERIES | lane.deliveries
-        self._leases.out(self)
-        return delivered(ops, epoch)
-
-    def back(self) -> None:
-        self._leases.back()
-
-    def recall(self) -> None:
-        """The lanes are claimed anew, above what may still be under way."""
-        self._leases.back()
-        for lane in self._lanes:
-            if lane.epoch is not None:
-                self._lose(lane)
-
-    def prolong(self) -> bool:
-        """Renew the lanes while a batch is out; False where this process owns none any more."""
-        for lane in self._lanes:
-            if self._leases.due and lane.epoch is not None and self._clock() >= lane.renew_at:
-                try:
-                    drive(self._renew(self._runtime.threads, lane))
-                except BackendError as error:
-                    self._complain("renew", error)
-        return self._leases.due or self.owns > 0
+    # -- settling -------------------------------------------------------------------------
 
     async def ack(self, world: AnyWorld, ops: Sequence[Op]) -> None:
-        """The source has them: out of the log. Raises Lost, or BackendError while the log can
-        not be told (they stay out)."""
-        lane = self._lane_of(ops)
-        await self._settle(world, lane, [(op.key, op.version) for op in ops], ())
-        self._drop(ops)
+        """The source has them: out of the log, as soon as it can be told. Raises Lost."""
+        lane = self._owned(ops)
+        lane.owed.done += ops
+        await self._pay_now(world, lane)
 
     async def park(self, world: AnyWorld, op: Op, error: str, attempts: int) -> None:
-        lane = self._lane_of([op])
-        records = [
-            r
-            for r in await self.log.read(
-                world, lane.part, op.version - 1, 1, world.deadline(PATIENCE)
-            )
-            if r.version == op.version
-        ]
-        letters = [Letter(r, error, attempts, self._runtime.wall()) for r in records]
-        await self._settle(world, lane, (), letters)
+        """Into the dead letters, as soon as the log can be told. Raises Lost."""
+        lane = self._owned([op])
+        lane.owed.parked.append((op, error, attempts))
+        await self._pay_now(world, lane)
+
+    async def _pay_now(self, world: AnyWorld, lane: Lane) -> None:
+        if self._clock() < lane.away_until:
+            return  # with the next feed
+        try:
+            await self._pay(world, lane, late=False)
+        except BackendError as error:
+            self._complain("settle", error)
+            self._set_aside(lane, AWAY)
+
+    async def _pay(self, world: AnyWorld, lane: Lane, *, late: bool = True) -> None:
+        """Tell the log what it is owed, in one step. ``late``: whoever parked something has gone
+        on meanwhile, and the caches with it."""
+        owed = lane.owed
+        if not owed:
+            return
+        wall = self._runtime.wall()
+        if owed.unreadable:
+            await self._unreadable(world, [record for record, _ in owed.unreadable])
+        letters = [Letter(record, error, 0, wall) for record, error in owed.unreadable]
+        unreadable = len(letters)
+        for op, error, attempts in owed.parked:
+            for record in await self.log.read(
+                world, lane.part, op.version - 1, 1, self._late(world)
+            ):
+                if record.version == op.version:
+                    letters.append(Letter(record, error, attempts, wall))
+        await self._settle(world, lane, [(op.key, op.version) for op in owed.done], letters)
         with self._lock:
-            self._buffers[lane.name].ack([op])
-            self._fresh.append(Dead(op, error))
+            if lane.owed is owed:
+                lane.owed = Owed()
+                lane.buffer.ack(owed.ops)
+            self._fresh += [Dead(op, error) for op, error, _ in owed.parked]
             del self._fresh[:-100]
             self._let_go()
             self._tell()
+        if late and len(letters) > unreadable:
+            await self._left_late(world, [letter.record for letter in letters[unreadable:]])
+        if unreadable:
+            self._meter.count("dead_letters", unreadable)
+            log.error("%s: %d operations can not be read, and were parked", lane.name, unreadable)
 
     async def _settle(
         self,
@@ -315,43 +268,40 @@ class Drain(Queue):
             raise Lost(lane.name)
         if not done and not letters:
             return
-        deadline = world.deadline(PATIENCE)
-        if not await self.log.settle(world, lane.part, lane.epoch, done, letters, deadline):
+        late = self._late(world)
+        if not await self.log.settle(world, lane.part, lane.epoch, done, letters, late):
             self._lose(lane)
             raise Lost(lane.name)
 
-    async def fenced(self, world: AnyWorld, ops: Sequence[Op]) -> None:
-        """Ours is the older epoch: whoever is right, this lane is claimed anew, above it."""
-        self._lose(self._lane_of(ops), self._poll)
-
     async def nack(self, world: AnyWorld, ops: Sequence[Op]) -> None:
         with self._lock:
-            buffer = self._buffers.get(ops[0].lane)  # None: its log was lost meanwhile
-            if buffer is not None:
-                buffer.nack(ops)
+            for lane in self._lanes:  # none: its log was lost meanwhile
+                if lane.name == ops[0].lane:
+                    gone = {op.key for op in lane.owed.ops}
+                    lane.buffer.nack([op for op in ops if op.key not in gone])
             self._tell()
-
-    def _lane_of(self, ops: Sequence[Op]) -> Lane:
-        """Raises Lost where it is not the one any more that they were taken from."""
-        name = ops[0].lane
-        for lane in self._lanes:
-            if lane.name == name:
-                return lane
-        raise Lost(name)
 
     async def release(self, world: AnyWorld) -> None:
         """Let another worker have the lanes at once. What is left stays in the log."""
         self._leases.stop()
-        for lane in self._lanes:
+        late = world.deadline(1.0)
+        for lane in answering_first(self._lanes):
             epoch = lane.epoch
-            if epoch is not None:
-                self._lose(lane)
+            if epoch is None:
+                continue
+            try:
                 try:
-                    await self.log.release(
-                        world, lane.part, self._owner, epoch, world.deadline(1.0)
-                    )
-                except BackendError as error:
-                    self._complain("release", error)
+                    self._patience = late.left()
+                    await self._pay(world, lane)
+                finally:
+                    self._patience = PATIENCE
+                    if lane.epoch == epoch:
+                        self._lose(lane)
+                        await self.log.release(world, lane.part, self._owner, epoch, late)
+            except Lost:
+                self._meter.count("batches_lost")
+            except BackendError as error:
+                self._complain("release", error)
 
     # -- progress -------------------------------------------------------------------------
 
@@ -365,13 +315,3 @@ class Drain(Queue):
     def dead(self) -> list[Dead]:
         """What this process parked lately."""
         return list(self._fresh)
-
-    def _complain(self, what: str, error: Exception) -> None:
-        self._meter.event("log_errors", lane=self._name, error=type(error).__name__)
-        self._meter.warn_once(
-            f"log {self._name} {what}",
-            "%s: could not %s the write-back log (%s); it is tried again",
-            self._name,
-            what,
-            error if isinstance(error, CacheKitError) else type(error).__name__,
-        )

@@ -1,17 +1,17 @@
-"""The worker of a write-back strategy: batches from the log to the sink, with retry and bisection.
+"""The worker of a write-back strategy: batches from the log to the sink.
 
 Back-off is in tenacity's words: ``wait`` and ``stop`` objects, by default exponential with full
-jitter. An error that says nothing about the rows (connection lost, timeout) is tried again until
-the source is back, however long; any other error halves the batch until the row that causes it
-stands alone, which is then tried ``attempts`` times and parked as a dead letter.
+jitter.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from tenacity.stop import stop_after_attempt, stop_base
 from tenacity.wait import wait_base, wait_random_exponential
@@ -19,21 +19,26 @@ from tenacity.wait import wait_base, wait_random_exponential
 from ..core.ops import Flushed, Op
 from ..core.outcome import Outcome
 from ..core.policy import Batching, Retrying
-from ..errors import BackendError, FencedOut
+from ..errors import BackendError
 from ..logs.queue import Queue
 from ..observe import Meter, log
 from ..runtime import AnyWorld, AsyncioWorld, Runtime, drive
-from .answers import attempted, is_outage, refused, told
-from .drain import PATIENCE, Lost
+from .answers import told
+from .carriage import Carriage
+from .drain import Lost
+from .flush import Flush
 from .serving import END, serve
-from .waiting import Known, heard
+from .waiting import heard
 
 # Applies a batch: the outcome's value is {id: error} of what failed (or None).
 Apply = Callable[[AnyWorld, Sequence[Op]], Awaitable[Outcome]]
-# Called with what was applied or parked, before the log lets go of it.
+# Called with what was applied, before the log lets go of it.
 Settled = Callable[[AnyWorld, Sequence[Op]], Awaitable[None]]
+# Called with what is to be parked, and how.
+Refused = Callable[[AnyWorld, Sequence[Op], Callable[[], Awaitable[None]]], Awaitable[None]]
 
-LOOK = 0.02  # seconds between looks at a log that other processes drain too
+
+LEAST_LOOK = 0.1  # seconds
 
 
 class Flusher:
@@ -48,7 +53,7 @@ class Flusher:
         queue: Queue,
         apply: Apply,
         written: Settled,
-        refused: Settled,
+        refused: Refused,
         *,
         batching: Batching,
         retrying: Retrying,
@@ -63,20 +68,22 @@ class Flusher:
         self.meter = meter
         self.queue = queue
         self.batching = batching
-        self._apply = apply
+        self.apply = apply
         self._written = written
         self._refused = refused
         self._is_async = is_async
         self._taken = taken
         self.works = works  # else another process writes the batches
-        self._wait = wait or wait_random_exponential(multiplier=retrying.base, max=retrying.cap)
-        self._stop = stop or stop_after_attempt(retrying.attempts)
-        self._lock = threading.Lock()
-        self._worker: object | None = None
+        self.wait = wait or wait_random_exponential(multiplier=retrying.base, max=retrying.cap)
+        self.stop = stop or stop_after_attempt(retrying.attempts)
+        self._lock = threading.RLock()  # a signal handler may put while its thread starts a worker
+        self._starting = False
+        self._looks = False  # whether a loop will look after the worker of another
+        self.worker: object | None = None  # a thread, or the world of a loop
         self.token: object = None  # of the one worker that may work
         self._ending = threading.Event()
         self._next_batch = 0.0
-        self._trouble = ""  # why the source takes nothing now
+        self.trouble = ""  # why the source takes nothing now
         self.exiting = False  # the interpreter is ending: nothing is parked any more
         self.threadless = False  # the interpreter is ending: no worker can start
         # Dropped: its worker ends.
@@ -86,46 +93,81 @@ class Flusher:
 
     def start(self, world: AnyWorld) -> None:
         """Start the worker, unless it runs or is not to run here."""
-        if self._alive() or not self.works:
+        if not self.works:
+            return
+        if self._alive(world):
+            if self._is_async and isinstance(world, AsyncioWorld) and world is not self.worker:
+                self._look_again(world)
             return
         with self._lock:
-            if self._alive():
+            if self._alive(world) or self._starting:
                 return
-            held, token = weakref.ref(self), object()
-            self.token = token
-            if self._worker is not None:
-                self.queue.recall()  # its loop was closed under it: what it had out comes back
-            if self._is_async and isinstance(world, AsyncioWorld):
-                self._worker = world
-                world.spawn(lambda: serve(held, world, token), f"flush {self.name}", bounded=False)
-                return
-            if self._is_async:
-                return  # no loop to run it in
-            threads = self.runtime.threads
-            thread = threading.Thread(
-                target=lambda: drive(serve(held, threads, token)),
-                name=f"cachekit-flush-{self.name}",
-                daemon=True,
-            )
-            self._worker = thread
+            self._starting = True
             try:
-                thread.start()
-            except RuntimeError:  # interpreter shutdown: written by ``drain`` instead
-                self._worker = None
-                self.threadless = True
+                self._begin_work(world)
+            finally:
+                self._starting = False
 
-    def _alive(self) -> bool:
-        worker = self._worker
+    def _begin_work(self, world: AnyWorld) -> None:
+        held, token = weakref.ref(self), object()
+        self.token = token
+        if self.worker is not None:
+            self.queue.recall()  # its loop was closed under it: what it had out comes back
+        if self._is_async and isinstance(world, AsyncioWorld):
+            self.worker = world
+            world.spawn(lambda: serve(held, world, token), f"flush {self.name}", bounded=False)
+            return
+        if self._is_async:
+            return  # no loop to run it in
+        threads = self.runtime.threads
+        thread = threading.Thread(
+            target=lambda: drive(serve(held, threads, token)),
+            name=f"cachekit-flush-{self.name}",
+            daemon=True,
+        )
+        self.worker = thread
+        try:
+            thread.start()
+        except RuntimeError:  # interpreter shutdown: written by ``drain`` instead
+            self.worker = None
+            self.threadless = True
+
+    def _alive(self, world: AnyWorld | None = None) -> bool:
+        """Whether the worker works. One whose loop stands still between two batches does not, for
+        a ``world`` that could have it."""
+        worker = self.worker
         if self._is_async and isinstance(worker, AsyncioWorld):
             loop = worker.loop()
-            return loop is not None and not loop.is_closed()
+            if loop is None or loop.is_closed():
+                return False
+            able = isinstance(world, AsyncioWorld) and world is not worker
+            return not able or loop.is_running() or self.queue.busy
         return isinstance(worker, threading.Thread) and worker.is_alive()
 
-    def _advances(self) -> bool:
-        """Whether the worker's loop turns, if it has one: nobody blocks for one that does not."""
-        worker = self._worker
-        loop = worker.loop() if isinstance(worker, AsyncioWorld) else None
-        return loop is None or loop.is_running()
+    def looked(self, world: AnyWorld) -> None:
+        self._looks = False
+        if not self.ended and (self.queue.here() or not self._alive(world)):
+            self.start(world)
+
+    def _look_again(self, world: AsyncioWorld) -> None:
+        """Another loop has the worker. Nothing tells when that one is closed, or stands still, so
+        this one looks when what was put here should have been written."""
+        if self._looks:
+            return
+        self._looks = True
+        seconds = 1.5 * self.batching.delay + LEAST_LOOK
+        asyncio.get_running_loop().call_later(seconds, _look, weakref.ref(self), world)
+
+    def hand_over(self, ended: AnyWorld) -> None:
+        """The loop of the worker ends: let another that turns have it, if there is one."""
+        for world in self.runtime.worlds() if self.works and not self.ended else ():
+            if not isinstance(world, AsyncioWorld) or world is ended:
+                continue
+            loop = world.loop()
+            if loop is not None and loop.is_running():
+                with suppress(RuntimeError):  # it has closed meanwhile
+                    loop.call_soon_threadsafe(_start_there, weakref.ref(self), world)
+                    return
 
     async def drain(self, world: AnyWorld, timeout: float) -> None:
         """Write what waits here and now, without a worker: for the end of the interpreter, when
@@ -141,93 +183,37 @@ class Flusher:
         await self.queue.release(world)
 
     def flush(self, timeout: float | None, *, others: bool = True) -> Flushed:
-        """Block until what was accepted before this call is applied or parked, or the time is
-        over; says which. Not from inside the loop of an async sink: use the async face there.
-        Not ``others``: what other processes have to write is not waited for."""
-        threads, end = self.runtime.threads, self._end_of(timeout)
-        known, mine = Known(), self._worker is threading.current_thread()
-        try:
-            drive(self._begin(threads, known, end))
-            most = LOOK if self.queue.durable else 0.5
-            while drive(self._look(threads, known, end)) and not mine:
-                self.start(threads)
-                if not self._waits(others):
-                    break
-                left = most if end is None else end - self.runtime.clock()
-                if left <= 0:
-                    break
-                self.queue.wait_until_done(known.marks, min(left, most))
-            return drive(self._report(threads, known, end))
-        except BackendError as error:
-            return self._unsure(known, error)
+        """See :class:`Flush`."""
+        return Flush(self, timeout, others=others).in_thread()
 
     async def flush_async(
         self, world: AsyncioWorld, timeout: float | None, *, others: bool = True
     ) -> Flushed:
-        end, known = self._end_of(timeout), Known()
-        try:
-            await self._begin(world, known, end)
-            pause = LOOK if self.queue.durable else 0.005
-            while await self._look(world, known, end):
-                self.start(world)
-                if not self._waits(others):
-                    break
-                if end is not None and self.runtime.clock() >= end:
-                    break
-                await world.sleep(pause)
-            return await self._report(world, known, end)
-        except BackendError as error:
-            return self._unsure(known, error)
+        return await Flush(self, timeout, others=others).in_loop(world)
 
-    def _waits(self, others: bool) -> bool:
-        """Whether there is anybody to wait for."""
-        if self.queue.elsewhere:
-            return others
-        return not self.works or (self._alive() and self._advances())
+    def advances(self) -> bool:
+        """Whether there is anybody to wait for: nobody blocks for a loop that does not turn."""
+        if not self.works:
+            return True
+        loop = self.worker.loop() if isinstance(self.worker, AsyncioWorld) else None
+        return self._alive() and (loop is None or loop.is_running())
 
     def end(self, timeout: float) -> None:
         """Let the worker finish the batch it has and stop; wait for that at most ``timeout``."""
         self._ending.set()
         self.queue.hurry_all()
-        worker = self._worker
+        with self._lock:  # one that is about to start has started then
+            worker = self.worker
         if isinstance(worker, threading.Thread) and worker is not threading.current_thread():
-            worker.join(timeout)
-
-    def _end_of(self, timeout: float | None) -> float | None:
-        return None if timeout is None else self.runtime.clock() + timeout
-
-    def _step(self, end: float | None) -> float:
-        """Seconds for one question to the log, within a flush that ends at ``end``."""
-        return PATIENCE if end is None else min(PATIENCE, max(0.1, end - self.runtime.clock()))
+            with suppress(RuntimeError):  # but where its start was interrupted
+                worker.join(timeout)
 
     async def end_async(self, world: AsyncioWorld, timeout: float) -> None:
         """As :meth:`end`, of a worker in this loop."""
         self.end(0.0) if self._is_async else await world.aside(self.end, timeout)
         end = self.runtime.clock() + timeout
-        while self._worker is world and self.runtime.clock() < end:
+        while self.worker is world and self.runtime.clock() < end:
             await world.sleep(0.005)
-
-    async def _begin(self, world: AnyWorld, known: Known, end: float | None) -> None:
-        known.marks, known.dead = await self.queue.state(world, self._step(end))
-        known.before = await self._look(world, known, end)
-        if known.before:
-            self.start(world)
-            self.queue.hurry(known.marks)
-
-    async def _look(self, world: AnyWorld, known: Known, end: float | None) -> int:
-        known.left = await self.queue.undone(world, known.marks, self._step(end))
-        return known.left
-
-    async def _report(self, world: AnyWorld, known: Known, end: float | None) -> Flushed:
-        _, dead = await self.queue.state(world, self._step(end))
-        known.parked = max(0, dead - known.dead)
-        return known.told(self.queue.dead(), self._trouble)
-
-    def _unsure(self, known: Known, error: BackendError) -> Flushed:
-        """The log does not answer: as much as was known, and the reason."""
-        known.sure = False
-        known.left = max(1, known.left)
-        return known.told(self.queue.dead(), told(error))
 
     # -- working --------------------------------------------------------------------------
 
@@ -241,7 +227,6 @@ class Flusher:
         due = queue.due_in(self.batching.size, self.batching.delay)
         if due is None or due > 0:
             return END if ending else pause
-        await self._pace(world)
         batch = queue.take(self.batching.size)
         if not batch:
             return END if ending else pause
@@ -253,7 +238,7 @@ class Flusher:
     async def _carried(self, world: AnyWorld, batch: Sequence[Op]) -> bool:
         """Carry a batch; whatever happens, what is not settled waits again."""
         try:
-            return await self._carry(world, batch)
+            return await Carriage(self, world, batch).run()
         except Lost:
             self.meter.count("batches_lost")
             return True
@@ -265,7 +250,7 @@ class Flusher:
     def ended(self) -> bool:
         return self._ending.is_set()
 
-    async def _pause(self, world: AnyWorld, seconds: float) -> None:
+    async def pause(self, world: AnyWorld, seconds: float) -> None:
         """Wait, but not beyond the order to end."""
         if not isinstance(world, AsyncioWorld):
             self._ending.wait(seconds)
@@ -276,74 +261,41 @@ class Flusher:
                 if not self.ended:
                     await changed(left)
 
-    async def _pace(self, world: AnyWorld) -> None:
+    async def pace(self, world: AnyWorld, ops: Sequence[Op]) -> bool:
+        """Wait for the next delivery's turn. False: the flusher ends, and they are back in the
+        log."""
         rate = self.batching.rate
         if rate is None:
-            return
-        now = self.runtime.clock()
-        if self._next_batch > now:
-            await world.sleep(self._next_batch - now)
-        self._next_batch = max(now, self._next_batch) + 1.0 / rate
-
-    async def _carry(self, world: AnyWorld, batch: Sequence[Op]) -> bool:
-        """Apply a batch completely: every operation ends applied or parked.
-
-        False: the flusher is ending and the source does not answer; what is left of the batch
-        is back in the log, and the worker must not take it again. Raises Lost."""
-        attempt = 0
-        while True:
-            attempt += 1
-            delivery = await self.queue.delivery(world, batch)
+            return True
+        wait = self._next_batch - self.runtime.clock()
+        if wait > 0:
+            self.queue.out(wait)
             try:
-                outcome = await self._apply(world, delivery)
+                await self.pause(world, wait)
             finally:
                 self.queue.back()
-            error = outcome.error
-            if isinstance(error, FencedOut):
-                await self._fenced(world, batch)
-            failed = refused(batch, outcome.value) if error is None else {}
-            if isinstance(failed, BaseException):
-                error = failed
-            elif error is None:
-                done = [op for op in batch if op.id not in failed] if failed else batch
-                if done:
-                    await self._settle(world, done)
-                rest = [op for op in batch if op.id in failed] if failed else ()
-                if not rest:
-                    return True
-                if len(batch) > 1:
-                    return all([await self._carry(world, [op]) for op in rest])
-                error = failed[rest[0].id]
-            self.meter.count("batch_failures")
-            # At the interpreter's end whatever needs a thread fails: no row's fault.
-            outage = self.exiting or is_outage(error)
-            if outage:
-                self._away(error)
-            if not outage and len(batch) > 1:
-                half = len(batch) // 2
-                halves = (batch[:half], batch[half:])
-                return all([await self._carry(world, part) for part in halves])
-            state = attempted(attempt)
-            if not outage and self._stop(state):
-                await self._park(world, batch[0], error, batch[0].attempts + attempt)
-                return True
-            if self.ended or (self.exiting and self.queue.durable):
-                await self.queue.nack(world, batch)
+            if self.ended:
+                await self.queue.nack(world, ops)
                 return False
-            self.meter.count("retries")
-            await self._pause(world, self._wait(state))
+        self._next_batch = max(self.runtime.clock(), self._next_batch) + 1.0 / rate
+        return True
 
-    def _away(self, error: BaseException) -> None:
-        self._trouble = told(error)
+    @property
+    def gives_up(self) -> bool:
+        """Whether the end has come, and nothing is tried twice any more."""
+        return self.ended or (self.exiting and self.queue.durable)
+
+    def away(self, error: BaseException) -> None:
+        self.trouble = told(error)
         self.meter.event("source_outages", strategy=self.name)
         self.meter.warn_once(
             f"source {self.name}",
             "%s: the source takes no batches now (%s); they wait, and are tried again",
             self.name,
-            self._trouble,
+            self.trouble,
         )
 
-    async def _settle(self, world: AnyWorld, done: Sequence[Op]) -> None:
+    async def settle(self, world: AnyWorld, done: Sequence[Op]) -> None:
         """The source has them: tell the caches, then the log, however long that takes."""
         await self._written(world, done)
         while True:
@@ -354,11 +306,11 @@ class Flusher:
                 self.meter.event("log_errors", lane=self.name, error=type(error).__name__)
                 if self.ended:
                     raise
-                await self._pause(world, 0.2)
-        self._trouble = ""
+                await self.pause(world, 0.2)
+        self.trouble = ""
         self.meter.count("writes_applied", len(done))
 
-    async def _fenced(self, world: AnyWorld, batch: Sequence[Op]) -> None:
+    async def fenced(self, world: AnyWorld, batch: Sequence[Op]) -> None:
         """A newer owner has written: nothing of this batch was applied. Raises Lost."""
         self.meter.count("fenced_writes", len(batch))
         self.meter.event("batches_fenced", lane=batch[0].lane)
@@ -371,10 +323,9 @@ class Flusher:
         await self.queue.fenced(world, batch)
         raise Lost(self.name)
 
-    async def _park(self, world: AnyWorld, op: Op, error: BaseException, attempts: int) -> None:
+    async def park(self, world: AnyWorld, op: Op, error: BaseException, attempts: int) -> None:
         # Hidden first: once it has left the log, a flush may return and reads must be right.
-        await self._refused(world, [op])
-        await self.queue.park(world, op, told(error), attempts)
+        await self._refused(world, [op], lambda: self.queue.park(world, op, told(error), attempts))
         self.meter.event("dead_letters", strategy=self.name)
         log.error(
             "%s: version %d of a key was refused by the sink and parked: %s",
@@ -387,10 +338,22 @@ class Flusher:
         """The worker ended: where it failed, another takes its place."""
         if failed:
             self.meter.event("worker_errors", strategy=self.name)
-            await self._pause(world, 0.1)
-        self._worker = None  # the next put or flush starts another
+            await self.pause(world, 0.1)
+        self.worker = None  # the next put or flush starts another
         if failed and not self.ended:
             self.start(world)
+
+
+def _look(held: weakref.ref[Flusher], world: AnyWorld) -> None:
+    flusher = held()
+    if flusher is not None:
+        flusher.looked(world)
+
+
+def _start_there(held: weakref.ref[Flusher], world: AnyWorld) -> None:
+    flusher = held()
+    if flusher is not None:
+        flusher.start(world)
 
 
 def _hurry(queue: weakref.ref[Queue], process: int) -> None:

@@ -69,6 +69,10 @@ class Backlog(Protocol):
     def taken(self, ops: Sequence[Op]) -> None:
         """The worker has them; they came by :meth:`accept_now`."""
 
+    async def went_past(self, world: AnyWorld, keys: Sequence[str]) -> None:
+        """Newer values of these keys went to the source by another way: no letter of them may be
+        written over those."""
+
     async def pending(self, world: AnyWorld, keys: Sequence[str]) -> Outcome:
         """Per text key: Waiting, or None. No list: nobody knows."""
 
@@ -133,6 +137,7 @@ class Held:
                     self._show(op, item.tags, place)
                     break
                 self._start(world)
+                self.queue.make_room()
                 if deadline.passed():
                     return Outcome(error=queue_full(self._most, taken))
                 await self._room(world, deadline.left())
@@ -234,6 +239,9 @@ class Held:
         if span is None or parts.off:
             return None
         return parts.coherence.span(span, 0.0, parts.runtime.clock())
+
+    async def went_past(self, world: AnyWorld, keys: Sequence[str]) -> None:
+        """Letters of this log are never written again."""
 
     async def pending(self, world: AnyWorld, keys: Sequence[str]) -> Outcome:
         ops = [self.queue.pending(physical(key)) for key in keys]

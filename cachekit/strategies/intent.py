@@ -17,11 +17,12 @@ from ..tiers import Far
 # Errors that say nothing about whether the write landed, known by name whatever the driver.
 # PEP 249: "an unexpected disconnect occurs, ... a transaction could not be processed". Network
 # errors of libraries that do not derive them from Python's own: botocore, requests, redis, urllib3,
-# httpx, aiohttp, pymongo, elastic_transport.
+# httpx, aiohttp, pymongo, elastic_transport; and of http.client and ssl.
 _UNKNOWN_BY_NAME = frozenset({
     "OperationalError", "InterfaceError", "ConnectionError", "TimeoutError", "Timeout",
     "ConnectionTimeout", "TimeoutException", "NetworkError", "RemoteProtocolError",
     "HTTPClientError", "ClientConnectionError", "ClientPayloadError", "AutoReconnect",
+    "ChunkedEncodingError", "IncompleteRead", "BadStatusLine", "SSLError",
 })  # fmt: skip
 
 

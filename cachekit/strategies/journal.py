@@ -200,6 +200,7 @@ class Journal:
             if not left:
                 return Outcome()
             self._start(world)
+            self.queue.make_room()
             if deadline.passed():
                 waits = set(left)
                 taken = [item for i, item in enumerate(items) if i not in waits]
@@ -213,6 +214,12 @@ class Journal:
             return
         async with heard(self.queue) as changed:
             await changed(seconds)
+
+    async def went_past(self, world: AnyWorld, keys: Sequence[str]) -> None:
+        try:
+            await self.log.outdate(world, keys, world.deadline(self._append_budget))
+        except BackendError as error:
+            self._parts.meter.event("log_errors", lane=self.log.name, error=type(error).__name__)
 
     # -- reading --------------------------------------------------------------------------
 

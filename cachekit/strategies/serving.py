@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -51,3 +52,5 @@ async def serve(held: weakref.ref[Flusher], world: AnyWorld, token: object) -> N
         flusher = flusher or held()
         if flusher is not None and flusher.token is token:
             await flusher.stopped(world, failed=failed)
+            if isinstance(sys.exception(), (asyncio.CancelledError, GeneratorExit)):
+                flusher.hand_over(world)  # its loop ends, or was closed under it

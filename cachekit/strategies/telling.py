@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..core.keys import physical
 from ..core.ops import Op
 from ..core.place import Place
+from ..errors import BackendError
 from ..protocols import Record
 from ..runtime import AnyWorld
 from .write_back_parts import texts
@@ -34,12 +35,26 @@ async def written(strategy: WriteBack, world: AnyWorld, ops: Sequence[Op]) -> No
         parts.invalidator.detach((), drops)
 
 
-async def refused(strategy: WriteBack, world: AnyWorld, ops: Sequence[Op]) -> None:
-    """The source will never have them: this process must not show them either."""
-    invalidator = strategy._parts.invalidator
+async def refused(
+    strategy: WriteBack, world: AnyWorld, ops: Sequence[Op], park: Callable[[], Awaitable[None]]
+) -> None:
+    """The source will never have them: ``park`` takes them out of the log, and no cache keeps
+    them. Nobody may fill meanwhile: a load would still find them in the log."""
     places = [place for op in ops if (place := _place(strategy, op)) is not None]
-    await invalidator.tell(world, texts(places), (), replay=True)
-    invalidator.detach(places, ())
+    intent = strategy._parts.writer.intent(places, (), strategy.policy.write_lease)
+    try:
+        await intent.enter(world)
+    except BackendError:
+        pass  # told when that is back
+    except BaseException:
+        intent.leave_behind(world)
+        raise
+    try:
+        await park()
+        await intent.leave(world)
+    except BaseException:
+        intent.owe()
+        raise
 
 
 def _place(strategy: WriteBack, op: Op) -> Place | None:
@@ -79,3 +94,19 @@ async def unreadable(
     invalidator = strategy._parts.invalidator
     await invalidator.tell(world, [record.key for record in records], (), replay=True)
     invalidator.forget_near()
+
+
+async def left_late(
+    held: weakref.ref[WriteBack], world: AnyWorld, records: Sequence[Record]
+) -> None:
+    """The log has let go of what the source refused some time ago: loads since then may have found
+    it there."""
+    strategy = held()
+    if strategy is None:
+        return
+    parts = strategy._parts
+    await parts.invalidator.tell(world, [record.key for record in records], (), replay=True)
+    idents = [physical(record.key) for record in records]
+    parts.invalidator.outdate(idents)
+    for ident in idents:
+        parts.near.kill_named(ident)

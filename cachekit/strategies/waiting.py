@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
-from ..core.ops import Dead, Flushed
 from ..core.policy import Batching
-from ..logs.queue import Marks, Queue
+from ..logs.queue import Queue
 from ..runtime import AnyWorld, AsyncioWorld
 
 
@@ -52,27 +50,3 @@ async def until_due(queue: Queue, world: AnyWorld, batching: Batching, most: flo
         if left is None or left > 0:
             times = [seconds for seconds in (left, most) if seconds is not None]
             await changed(min(times) if times else None)
-
-
-@dataclass(slots=True)
-class Known:
-    """What a flush knows of the queue so far."""
-
-    marks: Marks = ()
-    dead: int = 0  # letters when it began
-    before: int = 0  # operations when it began
-    left: int = 0
-    parked: int = 0
-    sure: bool = True
-
-    def told(self, letters: Sequence[Dead], trouble: str) -> Flushed:
-        errors = [letter.error for letter in letters][-self.parked :] if self.parked else []
-        if trouble and self.left:
-            errors = [trouble, *errors]
-        return Flushed(
-            applied=max(0, self.before - self.left - self.parked),
-            parked=self.parked,
-            left=self.left,
-            complete=self.left == 0 and self.sure,
-            errors=errors[:10],
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,12 +18,12 @@ from ..protocols import Log, Standing
 from ..runtime import AnyWorld, drive
 from .aio import CLOSE_TIMEOUT
 from .base import Strategy
-from .endings import last_flush
+from .endings import Watch, aside
 from .flusher import Flusher
 from .held import Backlog, Held, Item
 from .parts import Parts
 from .source import is_async
-from .telling import refused, unreadable, written
+from .telling import left_late, refused, unreadable, written
 from .write_back_parts import Delivery, Options, journal_for, options_from, present, texts
 from .writer import Written
 
@@ -84,22 +83,20 @@ class WriteBack(Strategy):
             same = (other.name, other._asked.log) == (self.name, self._asked.log)
             if same and other._options["key"] != self._options["key"]:
                 raise ConfigurationError(f"{self.name}: two strategies, one name, one queue")
+            if other.name != self.name and self._log is other._log:
+                raise ConfigurationError(
+                    f"{self.name}: its log is that of {other.name}: each would write the other's "
+                    "rows; make one for each"
+                )
         # Nobody would tell this process of what others write: no copies, and no shared loads.
         self._keeps_none = self._log is not None and not self._log.tells and parts.far is None
-        self._delivery = Delivery(self.source, self._asked.sink)
+        self._delivery = Delivery(self.source, self._asked.sink, copies=self._copies)
         self._start_over()
         parts.closers.append(self)
         mine = weakref.ref(self)
         parts.runtime.on_fork(self._start_over)
         parts.reader.filler.dirty.append(lambda ident: _knows(mine, ident))
-
-        def at_exit() -> None:
-            strategy = mine()
-            if strategy is not None:
-                last_flush(strategy)
-
-        self._at_exit = at_exit
-        atexit.register(at_exit)
+        self._watch = Watch(self)
 
     def _start_over(self) -> None:
         # Also in a forked child: it flushes nothing of the parent's.
@@ -122,6 +119,7 @@ class WriteBack(Strategy):
                 start=self._start,
                 closed=self._shut,
                 unreadable=partial(unreadable, weakref.ref(self)),
+                left_late=partial(left_late, weakref.ref(self)),
                 lease=self.policy.write_lease,
             )
         # Nothing has to be made of id and value but a key: no tags, no copies, no user's code.
@@ -211,7 +209,7 @@ class WriteBack(Strategy):
         held: list[Item] = []
         unknown = [True] * len(rest)  # the log can not be asked: each waits for its room
         for item, waiting in zip(rest, outcome.value or unknown, strict=True):
-            if waiting is not None:
+            if waiting is not None or self.source.lacks(kind) is not None:
                 held.append(item)
                 continue
             if kind is OpKind.PUT:
@@ -220,6 +218,7 @@ class WriteBack(Strategy):
                 outcome = await self._delete_around(world, [item.id])
             if outcome.error is not None:
                 return outcome
+            await self._backlog.went_past(world, [item.key])
         if not held:
             return Outcome(Written())
         deadline = world.deadline(self._batching.block)
@@ -297,7 +296,8 @@ class WriteBack(Strategy):
     # -- draining -------------------------------------------------------------------------
 
     def flush(self, timeout: float | None = None) -> Flushed:
-        self._parts_()
+        if self._parts_().near.section.mend():
+            return self._cut_off()
         return self._flusher.flush(timeout)
 
     async def _flush_async(self, timeout: float | None) -> Flushed:
@@ -305,33 +305,47 @@ class WriteBack(Strategy):
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> Flushed:
         timeout = self._end(timeout)
+        if self._parts.near.section.mend():  # who holds the queue's lock may wait for this thread
+            self._parts.near.section.defer(partial(aside, partial(self.close, timeout)))
+            return self._cut_off()
         runtime = self._parts.runtime
         deadline = runtime.threads.deadline(timeout)
+        rest = LAST_BATCH  # where it is broken off
         try:
-            return self._flusher.flush(timeout, others=False)
+            flushed = self._flusher.flush(timeout, others=False)
+            rest = max(LAST_BATCH, deadline.left())
         finally:
-            self._flusher.end(max(LAST_BATCH, deadline.left()))
+            self._flusher.end(rest)
             if self._log is not None:
                 drive(self._log.close(runtime.threads))
-            atexit.unregister(self._at_exit)
+        self._watch.end()  # not where it was broken off: then the exit writes the rest
+        return flushed
 
     async def _close_async(self, timeout: float) -> Flushed:
         timeout = self._end(timeout)
         world = self._parts.runtime.asyncio()
         try:
-            return await self._flusher.flush_async(world, timeout, others=False)
+            flushed = await self._flusher.flush_async(world, timeout, others=False)
         finally:
             await self._flusher.end_async(world, LAST_BATCH)
             if self._log is not None:
                 await self._log.close(world)
-            atexit.unregister(self._at_exit)
+        self._watch.end()
+        return flushed
+
+    def _cut_off(self) -> Flushed:
+        """The answer to a finaliser or handler that came in the middle of the near tier's work."""
+        left = self._backlog.queue.here()
+        return Flushed(left=left, complete=False, errors=["called from inside the cache"])
 
     def _end(self, timeout: float) -> float:
         """Accept no more. How long to wait for what was accepted, where anybody here writes it."""
-        again = self._closed
-        self._parts.near.section.mend()
-        with self._order:  # whoever was accepted before is in the flush that follows
+        again = self._watch.over
+        if self._parts.near.section.mend():
             self._closed = True
+        else:
+            with self._order:  # whoever was accepted before is in the flush that follows
+                self._closed = True
         return timeout if self._flusher.works and not again else 0.0
 
     def work(self, world: AnyWorld) -> None:

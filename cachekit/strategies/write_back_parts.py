@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tenacity.stop import stop_base
@@ -16,10 +17,10 @@ from ..core.place import Place
 from ..core.policy import Batching, Retrying, seconds
 from ..errors import ConfigurationError
 from ..logs import open_log
-from ..protocols import Bounds, Codec, Log, Record, Sink
+from ..protocols import Bounds, Codec, Log, Sink
 from ..runtime import AnyWorld, AsyncioWorld
 from .answers import refused
-from .drain import LEASE, Drain, LastEpoch
+from .drain import LEASE, Drain, Gone, LastEpoch
 from .journal import Journal, Payload, checked_codec
 from .parts import Parts
 from .source import Source, call
@@ -51,6 +52,7 @@ class Options:
     works: bool
     lease: float
     away: str
+    bounds_given: dict[str, bool]
 
     def log_for(self, parts: Parts, name: str, named: bool) -> Log | None:
         """The durable log of a strategy; None for the one in memory."""
@@ -79,11 +81,18 @@ class Options:
         if isinstance(spec, str):
             namespace = parts.namespace
             return open_log(spec, name, namespace=namespace, level=self.level, bounds=self.bounds)
+        given = {"level": self.level is not None, **self.bounds_given}
+        if wrong := [option for option, is_given in given.items() if is_given]:
+            raise ConfigurationError(
+                f"{name}: {wrong[0]}= has no effect on a log that is made already; give it where "
+                "that is made"
+            )
         return spec
 
 
 def options_from(options: dict[str, Any]) -> Options:
     """Take write-back's own options out of what was typed."""
+    bounds_given = {name: name in options for name in ("max_pending", "max_bytes")}
     retry = options.pop("retry", None)
     if retry is not None and not isinstance(retry, Retrying):
         raise ConfigurationError("retry: give a cachekit.Retrying, or wait_between= and stop=")
@@ -117,6 +126,7 @@ def options_from(options: dict[str, Any]) -> Options:
         works=_switch(options.pop("worker", True)),
         lease=seconds(options.pop("lease", LEASE), "lease"),
         away=options.pop("log_away", "raise"),
+        bounds_given=bounds_given,
     )
     if made.full not in ("block", "write_through"):
         raise ConfigurationError(f'full: expected "block" or "write_through", got {made.full!r}')
@@ -160,12 +170,15 @@ def journal_for(
     *,
     start: Callable[[AnyWorld], None],
     closed: Callable[[], Exception | None],
-    unreadable: Callable[[AnyWorld, Sequence[Record]], Awaitable[None]],
+    unreadable: Gone,
+    left_late: Gone,
     lease: float,
 ) -> Journal:
     """The backlog over a durable log."""
     context = b"log\0" + parts.namespace.encode("utf-8", "surrogatepass") + b"\0"
     payload = Payload(checked_codec(codec, log), context)
+    own = getattr(log, "bounds", None)  # what wraps a log may answer to any name
+    most = own if isinstance(own, Bounds) else options.bounds
     queue = Drain(
         parts.runtime,
         parts.meter,
@@ -177,6 +190,8 @@ def journal_for(
         decode=payload.decode,
         last_epoch=last_epoch,
         unreadable=unreadable,
+        left_late=left_late,
+        most=most,
     )
     return Journal(
         parts,
@@ -186,7 +201,7 @@ def journal_for(
         budget=parts.timeout,
         block=options.batching.block,
         lease=lease,
-        most=options.bounds,
+        most=most,
         away=options.away,
         start=start,
         closed=closed,
@@ -194,9 +209,11 @@ def journal_for(
 
 
 class Delivery:
-    """Batches to the sink, or to the source's own functions."""
+    """Batches to the sink, or to the source's own functions; ``copies``: deep copies of values, so
+    that what a sink does to them is not in the next try."""
 
-    def __init__(self, source: Source, sink: Any) -> None:
+    def __init__(self, source: Source, sink: Any, *, copies: bool = False) -> None:
+        self._copies = copies
         self._source = source
         self._sink = sink
         fences = getattr(sink, "fences", False) and hasattr(sink, "last_epoch")
@@ -208,6 +225,11 @@ class Delivery:
 
     async def apply(self, world: AnyWorld, ops: Sequence[Op]) -> Outcome:
         """The outcome's value says what failed."""
+        if self._copies:
+            try:
+                ops = [replace(op, value=deepcopy(op.value)) for op in ops]
+            except Exception as error:
+                return Outcome(error=error)
         try:
             return await self._apply(world, ops)
         except asyncio.CancelledError:

@@ -123,6 +123,9 @@ class Hand:
     async def revive(self, *versions: int, force: bool = False) -> list[int]:
         return await self.log.revive(self._world, versions, force, self._late())
 
+    async def outdate(self, *keys: str) -> None:
+        await self.log.outdate(self._world, list(keys), self._late())
+
     async def drop(self, *versions: int) -> list[int]:
         return await self.log.drop(self._world, versions, self._late())
 

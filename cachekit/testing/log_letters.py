@@ -135,6 +135,38 @@ class LogLettersContract(LogSuite):
         assert await log.letters() == []
 
     @with_a_desk
+    async def test_a_write_past_the_log_outdates_the_letters_of_its_keys(self, desk: Desk) -> None:
+        log = desk.open()
+        first, second, longer, other = await log.puts("k", "k", "kk", "other")
+        for key, version in (("k", first), ("k", second), ("kk", longer), ("other", other)):
+            await log.park(key, version)
+        await log.put("other")
+        before, seen = await log.standing(), await log.read_all()
+        for _ in range(2):  # twice is fine
+            await log.outdate("k", "unknown", "other")
+            assert await _outdated(log) == {first: True, second: True, longer: False, other: True}
+        assert (await log.standing(), await log.read_all()) == (before, seen)
+        assert await log.revive(first, second, longer) == [longer]
+        later = await log.put("k")
+        await log.park("k", later)  # newer than that write
+        assert await log.revive(second) == []
+        assert await log.revive(later) == [later]
+        assert await log.revive(second, force=True) == [second]
+
+    @with_a_desk
+    async def test_a_write_past_the_log_of_many_keys_outdates_their_letters(
+        self, desk: Desk
+    ) -> None:
+        log = desk.open()
+        keys = [f"k{number}" for number in range(1200)]
+        await log.outdate(*keys)  # nothing is there
+        marked = {number: await log.put(keys[number]) for number in (0, 599, 1199)}
+        for number, version in marked.items():
+            await log.park(keys[number], version)
+        await log.outdate(*keys[1:])
+        assert await _outdated(log) == {v: bool(number) for number, v in marked.items()}
+
+    @with_a_desk
     async def test_a_letter_whose_key_has_an_operation_waits_unless_forced(
         self, desk: Desk
     ) -> None:

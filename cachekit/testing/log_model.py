@@ -172,6 +172,11 @@ class LogModel:
             revived.append(number)
         return revived
 
+    def outdate(self, keys: Sequence[str]) -> None:
+        for number, letter in self.dead.items():
+            if letter.record.key in keys:
+                self.dead[number] = letter._replace(outdated=True)
+
     def drop(self, versions: Sequence[int]) -> list[int]:
         return [version for version in versions if self.dead.pop(version, None) is not None]
 

@@ -213,7 +213,7 @@ class LogRacesContract(LogSuite):
 
 
 VERBS = ("append", "append", "append", "settle", "settle", "settle", "claim", "release",
-         "renew", "revive", "drop")  # fmt: skip
+         "renew", "revive", "outdate", "drop")  # fmt: skip
 
 
 class Follower:
@@ -325,6 +325,12 @@ class Follower:
         for part, newest in enumerate(before):
             self.seen += self.model.read(part, newest, 1000)
         return versions, force, answer
+
+    async def outdate(self) -> Any:
+        keys = self.rng.sample(KEYS, self.rng.randint(0, 2))
+        await self.log.outdate(*keys)
+        self.model.outdate(keys)
+        return keys
 
     async def drop(self) -> Any:
         versions = [self.rng.choice([*self.model.dead, 3])]

@@ -219,6 +219,7 @@ class LogViewsContract(LogSuite):
             "left": lambda: late.left((1,) * log.parts),
             "letters": lambda: late.letters(),
             "revive": lambda: late.revive(1),
+            "outdate": lambda: late.outdate("k"),
             "drop": lambda: late.drop(1),
             "queues": lambda: late.queues(),
             "identity": lambda: late.identity(),
@@ -240,4 +241,5 @@ class LogViewsContract(LogSuite):
         assert [await log.letters(), await log.revive(), await log.drop(), await log.read()] == [
             [] for _ in range(4)
         ]
+        await log.outdate()
         assert await log.standing() == Standing(newest=(0,) * log.parts)

@@ -236,6 +236,56 @@ class ForceIsIgnored(LogModel):
         return super().revive(versions, False, *given)
 
 
+class OutdateDoesNothing(LogModel):
+    def outdate(self, keys: Sequence[str]) -> None:
+        return
+
+
+class OutdateTakesAll(LogModel):
+    def outdate(self, keys: Sequence[str]) -> None:
+        super().outdate([letter.record.key for letter in self.dead.values()])
+
+
+class OutdateGoesByThePrefix(LogModel):
+    def outdate(self, keys: Sequence[str]) -> None:
+        found = [letter.record.key for letter in self.dead.values()]
+        super().outdate([each for each in found if each.startswith(tuple(keys))])
+
+
+class OutdateStopsAtAThousand(LogModel):
+    def outdate(self, keys: Sequence[str]) -> None:
+        super().outdate(keys[:1000])
+
+
+class OutdateDrops(LogModel):
+    def outdate(self, keys: Sequence[str]) -> None:
+        self.dead = {v: letter for v, letter in self.dead.items() if letter.record.key not in keys}
+
+
+class OutdateSettles(LogModel):
+    """As if the newer value had come through the log."""
+
+    def outdate(self, keys: Sequence[str]) -> None:
+        super().outdate(keys)
+        for part in range(self.parts):
+            for key in keys:
+                self._leave(part, key, 2**63)
+
+
+class OutdateLasts(LogModel):
+    """What is parked later is outdated too."""
+
+    past: frozenset[str] = frozenset()
+
+    def outdate(self, keys: Sequence[str]) -> None:
+        super().outdate(keys)
+        self.past |= set(keys)
+
+    def settle(self, part: int, epoch: int, done: Any, letters: Sequence[Letter]) -> bool:
+        late = [each._replace(outdated=each.record.key in self.past) for each in letters]
+        return super().settle(part, epoch, done, late)
+
+
 class DropDropsAll(LogModel):
     def drop(self, versions: Sequence[int]) -> list[int]:
         dropped = super().drop(versions)

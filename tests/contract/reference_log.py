@@ -136,6 +136,9 @@ class ReferenceLog:
             deadline, self.model.revive, versions, force, self.part_of, self.version
         )
 
+    async def outdate(self, world: World, keys: Sequence[str], deadline: Deadline) -> None:
+        await self.step(deadline, self.model.outdate, keys)
+
     async def drop(self, world: World, versions: Sequence[int], deadline: Deadline) -> list[int]:
         return await self.step(deadline, self.model.drop, versions)
 

@@ -113,6 +113,18 @@ CAUGHT: dict[str, list[type]] = {
         owners.ReviveTakesWhatIsOutdated,
         owners.ForceIsIgnored,
     ],
+    "test_a_write_past_the_log_outdates_the_letters_of_its_keys": [
+        owners.OutdateDoesNothing,
+        owners.OutdateTakesAll,
+        owners.OutdateGoesByThePrefix,
+        owners.OutdateDrops,
+        owners.OutdateSettles,
+        owners.OutdateLasts,
+    ],
+    "test_a_write_past_the_log_of_many_keys_outdates_their_letters": [
+        owners.OutdateDoesNothing,
+        owners.OutdateStopsAtAThousand,
+    ],
     "test_a_letter_whose_key_has_an_operation_waits_unless_forced": [
         owners.ReviveOvertakes,
         owners.ForceIsIgnored,
@@ -142,6 +154,7 @@ CAUGHT: dict[str, list[type]] = {
         owners.RevivedLettersStay,
         owners.BeyondIsObeyed,
         broken.LeftCountsAll,
+        owners.OutdateTakesAll,
     ],
 }
 

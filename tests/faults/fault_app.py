@@ -56,10 +56,14 @@ class App:
         level = given.get("level")
         runtime = self.cache.parts.runtime
         naive, parts = given.get("naive"), given.get("parts")
+        most = given.get("most", 10_000)
+        bounds = Bounds(most)
         if parts:
-            spec = RedisBackend(spec, namespace=namespace).log(NAME, level=level, parts=parts)
+            spec = RedisBackend(spec, namespace=namespace).log(
+                NAME, level=level, parts=parts, bounds=bounds
+            )
         elif naive or given.get("point") in DoomedLog.POINTS:
-            spec = open_log(spec, NAME, namespace=namespace, level=level, bounds=Bounds())
+            spec = open_log(spec, NAME, namespace=namespace, level=level, bounds=bounds)
         if naive:
             spec = NAIVE[naive](spec, runtime)
         if given.get("point") in DoomedLog.POINTS:
@@ -76,5 +80,5 @@ class App:
             delay=given["delay"],
             lease=given["lease"],
             worker=given.get("worker", True),
-            max_pending=given.get("most", 10_000),
+            **({"max_pending": most} if isinstance(spec, str) else {}),
         )

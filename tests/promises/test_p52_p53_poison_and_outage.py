@@ -15,7 +15,7 @@ from outages import Letters, Report, Source, go_through, go_through_async
 
 from cachekit import Cache, QueueFull, WriteBack
 from cachekit.logs import open_log
-from cachekit.protocols import Bounds
+from cachekit.protocols import Bounds, Op
 
 NIGHTLY = os.environ.get("CACHEKIT_NIGHTLY") == "1"
 ROWS = 100_000 if NIGHTLY else 10_000
@@ -257,6 +257,15 @@ def test_a_queue_at_its_bound_writes_through_where_that_was_asked_for(
     """Except what an older operation waits for: that one must come first."""
     report = Report()
     plain = world == "plain"
+    may = threading.Event()
+
+    def sink(ops: Sequence[Op]) -> None:
+        assert may.wait(20)
+        report.store_many({op.id: op.value for op in ops})
+
+    async def sink_async(ops: Sequence[Op]) -> None:
+        assert await asyncio.to_thread(may.wait, 20)
+        await report.store_many_async({op.id: op.value for op in ops})
 
     async def main() -> None:
         # An embedded cache of another process could not be told of what went past this log.
@@ -266,6 +275,7 @@ def test_a_queue_at_its_bound_writes_through_where_that_was_asked_for(
             cache, key="row:{id}", delay=3600, batch=100, max_pending=5, block=0.2,
             full="write_through", log=kind if kind == "memory" else _url(kind, tmp_path, request),
             store_many=report.store_many if plain else report.store_many_async,
+            sink=sink if plain else sink_async,
         )  # fmt: skip
 
         async def put(id: str, value: int) -> None:
@@ -290,6 +300,7 @@ def test_a_queue_at_its_bound_writes_through_where_that_was_asked_for(
                 await put("3", 33)
         assert book.depth() == 5
         report.down = False
+        may.set()
         flushed = book.flush(20.0) if plain else await book.aio.flush(20.0)
         assert flushed.complete
         last = {str(n): n for n in range(5)} | {"through": 1}

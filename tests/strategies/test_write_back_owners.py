@@ -10,8 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,10 @@ from durable_books import (
     wait_for,
 )  # fmt: skip
 
-from cachekit import Cache, Retrying, WriteBack
+from cachekit import Retrying
 from cachekit.logs.sqlite import SQLiteLog
 from cachekit.protocols import Op
 from cachekit.strategies.endings import last_flush
-from cachekit.testing.servers import RedisServer
 
 
 @pytest.fixture
@@ -392,54 +390,3 @@ def test_a_sink_may_use_up_what_it_is_given(shelf: Shelf, log: str) -> None:
         flushed = book.flush(LONG)
         assert (flushed.complete, flushed.left, flushed.parked) == (True, 0, 0)
         assert fence.rows == {n: f"<{n + turn}>" for n in range(8)}
-
-
-# -- what is dropped
-
-
-def _made(log: str, name: str, kind: str, closed: bool) -> list[weakref.ref[Any]]:
-    source = Ledger()
-
-    async def store_many(values: Mapping[Any, Any]) -> None:
-        source.rows.update(values)
-
-    store: Callable[..., Any] = source.rows.update if kind == "plain" else store_many
-    cache = Cache()
-    book = WriteBack(cache, key="row:{id}", name=name, log=log, delay=0.01, load=source.rows.get,
-        store_many=store,
-    )  # fmt: skip
-    if kind == "plain":
-        book.put(1, "a")
-        book.get(1)
-        assert book.flush(LONG).complete
-        if closed:
-            book.close(LONG)
-            cache.close()
-    else:
-
-        async def use() -> None:
-            await book.aio.put(1, "a")
-            await book.aio.get(1)
-            assert (await book.aio.flush(LONG)).complete
-            if closed:
-                await cache.aio.close()
-
-        asyncio.run(use())
-    return [weakref.ref(cache), weakref.ref(book)]
-
-
-@pytest.mark.parametrize("closed", [True, False], ids=["closed", "dropped"])
-@pytest.mark.parametrize("kind", ["plain", "async"])
-@pytest.mark.parametrize("log", ["sqlite", "redis"])
-def test_a_strategy_with_a_durable_log_goes_with_its_last_user(
-    shelf: Shelf, redis_server: RedisServer, log: str, kind: str, closed: bool
-) -> None:
-    url = shelf.url if log == "sqlite" else redis_server.url
-    names = [f"{kind} {closed} {n}" for n in range(3)]
-    refs = [ref for name in names for ref in _made(url, name, kind, closed)]
-
-    def gone() -> bool:
-        gc.collect()
-        return all(ref() is None for ref in refs)
-
-    wait_for(gone, "caches and strategies are kept by what they began")

@@ -109,6 +109,7 @@ def test_a_full_memory_acknowledges_nothing_and_can_be_emptied(kind: str, policy
             log.append(put("k0", b""))
         assert log("standing").depth == len(accepted)
         assert log.pending("k0") == [bytes(50_000)]
+        client.hdel(STATE, "run")  # as if another run had begun
         epoch = log.own()
         assert log("renew", 0, A, epoch, 60.0)
         with pytest.raises(BackendRefused, match="OOM"):
@@ -177,6 +178,7 @@ def test_a_least_privilege_user_is_enough_and_one_who_may_not_ask_is_told(kind: 
                         log("revive", versions[:1], False, timeout=0.3)
                 else:
                     assert log("revive", versions[:1], False) == versions[:1]
+                log("outdate", ["k0", "told"])
                 assert log("drop", versions) == versions[1:]
                 assert log("left", log("standing").newest) == 1
                 assert log("queues") == ["q"]
@@ -205,6 +207,7 @@ def test_what_can_not_be_reached_is_an_error_within_the_deadline(kind: str) -> N
         "letters": (0, 10),
         "revive": ([64], False),
         "drop": ([64],),
+        "outdate": (["k"],),
         "queues": (),
     }
     with never_connects() as url, Hand(log_at(url), kind) as log:

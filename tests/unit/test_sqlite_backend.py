@@ -96,6 +96,14 @@ def test_a_symbolic_link_is_refused(driver: SQLiteDriver, path: Path, target: st
     assert elsewhere.read_text() == target
 
 
+def test_a_folder_is_refused_and_keeps_its_mode(driver: SQLiteDriver, path: Path) -> None:
+    path.mkdir(parents=True, mode=0o755)
+    path.chmod(0o755)
+    with pytest.raises(BackendRefused, match="no regular file"):
+        driver.set_many([Item("k", b"1", None)], late())
+    assert path.stat().st_mode & 0o777 == 0o755
+
+
 def test_another_applications_database_is_refused_and_left_alone(
     driver: SQLiteDriver, path: Path
 ) -> None:

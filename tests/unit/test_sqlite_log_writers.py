@@ -23,7 +23,8 @@ from cachekit.core.deadline import Deadline
 from cachekit.errors import BackendRefused, BackendTimeout
 from cachekit.logs.sqlite import SQLiteLog
 from cachekit.logs.sqlite_turns import Append, Ticket, Turns
-from cachekit.protocols import Bounds
+from cachekit.protocols import Bounds, Letter
+from cachekit.runtime import Runtime, drive
 
 
 def soon(seconds: float = PATIENT) -> Deadline:
@@ -94,6 +95,60 @@ def test_a_claim_of_an_owned_queue_needs_no_lock(log: Plain, path: str) -> None:
     db.execute("BEGIN IMMEDIATE")
     assert Plain(log.log, 0.5).claim(0, OTHER, PATIENT) is None
     db.close()
+
+
+def test_outdating_without_a_letter_needs_no_lock(path: str, blocker: sqlite3.Connection) -> None:
+    hasty = Plain(SQLiteLog(path, "orders"), 0.5)
+    hasty.outdate(["first", "unknown"])
+    blocker.execute("COMMIT")
+    hasty.settle(0, hasty.claim(0, OWNER, PATIENT), [], [Letter(hasty.read(0, 0, 1)[0], "no")])
+    blocker.execute("BEGIN IMMEDIATE")
+    hasty.outdate(["unknown"])
+    with pytest.raises(BackendTimeout):
+        hasty.outdate(["unknown", "first"])
+    blocker.execute("COMMIT")
+    assert [letter.outdated for letter in hasty.letters(0, 10)] == [False]
+    hasty.outdate(["first"])
+    assert [letter.outdated for letter in hasty.letters(0, 10)] == [True]
+
+
+# -- closing
+
+
+def _is_closed(log: Plain) -> bool:
+    file = log.log._file
+    return file._writer is None and not file._readers
+
+
+def test_closing_leaves_the_file_to_a_write_that_takes_long(log: Plain) -> None:
+    close, threads = log.log.close, Runtime().threads
+    log.put("first")
+    assert log.all() == [(1, "first")]
+    turn = Turn(log)
+    begun = time.monotonic()
+    drive(close(threads))
+    assert time.monotonic() - begun < 3
+    assert not _is_closed(log)  # the writer is at work
+    turn.let_go()
+    assert _is_closed(log)
+    assert log.put("second") == [2]
+    assert log.put("third") == [3]
+    assert not _is_closed(log)
+    drive(close(threads))
+    assert _is_closed(log)
+
+
+def test_who_waits_for_a_turn_writes_though_the_file_is_closed_meanwhile(log: Plain) -> None:
+    log.put("first")
+    turn = Turn(log)
+    threads, results = in_threads(*[lambda n=n: log.put(f"k{n}", f"l{n}") for n in range(4)])
+    wait_for_waiting(log, 4)
+    drive(log.log.close(Runtime().threads))
+    turn.let_go()
+    for thread in threads:
+        thread.join(PATIENT)
+    assert sorted(results) == [[n, n + 1] for n in range(2, 10, 2)]
+    assert len(log.all()) == 9
 
 
 # -- group commit

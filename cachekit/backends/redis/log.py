@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from ...core.deadline import Deadline
-from ...core.ops import OpKind
-from ...observe import log as logger
+from ...errors import BackendRefused
 from ...protocols import Letter, Look, Record, Standing, World
 from . import log_scripts as scripts
 from .layout import milliseconds
+from .log_letters import LogLetters, head_of, letter_args, raw_of, record_of, text_of
 from .log_scripts import (
+    PLACE_DIGITS,
     id_after,
     mark_of,
     part_of,
@@ -22,17 +22,15 @@ from .log_scripts import (
     version_of,
     version_of_id,
 )
-from .log_speaker import ALL, LIVE, MOST_AT_ONCE, LogSpeaker, Step
+from .log_speaker import ALL, FACTS, LIVE, MOST_AT_ONCE, Step
 from .routes import Call, checked
-from .verb import Verb
+from .verb import NAME, Verb
 from .wire import ErrorReply, remaining
 
 MOST_REMOVED = 5000  # operations that one script takes out: a few tens of milliseconds
-_HEADS = {OpKind.PUT: b"1p", OpKind.DELETE: b"1x"}
-_KINDS = {head: kind for kind, head in _HEADS.items()}
 
 
-class RedisLog(LogSpeaker):
+class RedisLog(LogLetters):
     """A :class:`~cachekit.protocols.Log`. Needs Redis 6, alone, behind Sentinel or as a Cluster.
 
     ``level``: "process": accepted operations are on the server (the default; what a crash of the
@@ -42,7 +40,8 @@ class RedisLog(LogSpeaker):
     process that ever writes to the queue; ``self.parts`` is right after the first verb.
 
     One round trip per verb; ``append`` and ``settle`` take one per 500 operations, the first verb
-    one more, and the first ``append`` of a world looks whether the server may evict the log.
+    one more. The first ``append`` to a run of a server, and a claim, look whether it may evict the
+    log and keeps the level.
 
     ``went_back`` counts how often the server was found to have less than this process has seen: a
     failover that lost a tail, or a flush. Then, and after any restart or failover, ``renew`` is
@@ -61,31 +60,63 @@ class RedisLog(LogSpeaker):
         with Verb("append", deadline, [record.key for record in records]) as verb:
             route = self._route(world)
             await self._learn(route, verb.until, record=True)
-            await self._check_once(world, verb.until)
-            keys = [_raw(record.key) for record in records]
+            keys = [raw_of(record.key) for record in records]
             now = time.time()  # for those that do not tell their own
+            marked = [
+                (mark_of(k), head_of(r, now), r.data) for k, r in zip(keys, records, strict=True)
+            ]
             todo: dict[int, list[int]] = {}
             for i, key in enumerate(keys):
                 todo.setdefault(part_of(key, self.parts), []).append(i)
+            await self._meet_new(world, todo, verb.until)
             while todo:
-                steps: list[Step] = []
-                for part, waiting in todo.items():
-                    args = [*self._bounds, self._newest.get(part, b""), self.of]
-                    for i in waiting[:MOST_AT_ONCE]:
-                        args += mark_of(keys[i]), _head(records[i], now), records[i].data
-                    steps.append((scripts.APPEND, self._names.of(part, *LIVE), args))
-                replies = await self._accept(world, steps, verb.until)
-                for (part, waiting), places in zip(list(todo.items()), replies, strict=True):
-                    if places == -1:  # new, or the server has lost what it had
-                        await self._adopt(route, part, verb.until)
-                        continue
-                    for i, place in zip(waiting, places, strict=False):
-                        versions[i] = version_of(place, part)
-                    self._saw(part, places[-1] if places else b"")
-                    todo[part] = waiting[MOST_AT_ONCE:]
-                    if not todo[part] or len(places) < MOST_AT_ONCE:
-                        del todo[part]
+                await self._append_once(world, todo, marked, versions, verb.until)
             return versions
+
+    async def _append_once(
+        self,
+        world: World,
+        todo: dict[int, list[int]],
+        marked: Sequence[tuple[bytes, bytes, bytes]],
+        versions: list[int | None],
+        until: float,
+    ) -> None:
+        """One pipeline: the next operations of each partition. Leaves what is still to do."""
+        memory, steps = self._memory, []
+        names = {part: memory.name(part) for part in todo}
+        runs = {part: memory.runs.get(part) for part in todo}
+        writer, number, dead = self._writer.attempt()
+        for part, waiting in todo.items():
+            newest = memory.newest.get(part, b"")
+            args: list[Any] = [*self._bounds, newest, self.of, names[part], writer, number, dead]
+            for i in waiting[:MOST_AT_ONCE]:
+                args += marked[i]
+            steps.append((scripts.APPEND, self._names.of(part, *LIVE, b"fences"), args))
+        try:
+            replies = await self._accept(world, steps, until)
+        except BaseException:  # it may still be on its way
+            self._writer.failed(number)
+            raise
+        strange: dict[int, bytes] = {}
+        for n, (part, places) in enumerate(zip(list(todo), replies, strict=True)):
+            if places == -1:
+                strange[part] = b""
+            elif places != -2 and replies.run_of(n) != runs[part]:
+                strange[part] = places[0] or b"0" * PLACE_DIGITS
+        if strange:  # nothing is acknowledged before the level is sure
+            await self._meet(world, strange, until)
+            names |= {part: memory.name(part) for part in strange}
+        for part, places in zip(list(todo), replies, strict=True):
+            if places == -1 or places == -2:
+                continue
+            waiting, given = todo[part], places[1:]
+            for i, place in zip(waiting, given, strict=False):
+                versions[i] = version_of(place, part)
+            if given:
+                memory.saw(part, names[part], given[-1])
+            todo[part] = waiting[MOST_AT_ONCE:]
+            if not todo[part] or len(given) < MOST_AT_ONCE:
+                del todo[part]
 
     async def look(self, world: World, keys: Sequence[str], since: int, deadline: Deadline) -> Look:
         pending: list[Record | None] = [None] * len(keys)
@@ -94,7 +125,7 @@ class RedisLog(LogSpeaker):
             if not keys or not await self._learn(route, verb.until):
                 return Look(pending, (), since)
             places: dict[int, list[int]] = {}
-            raw = [_raw(key) for key in keys]
+            raw = [raw_of(key) for key in keys]
             for i, key in enumerate(raw):
                 places.setdefault(part_of(key, self.parts), []).append(i)
             groups = [
@@ -112,7 +143,7 @@ class RedisLog(LogSpeaker):
                     if operation is not None:
                         place, head, data = operation
                         version = version_of(place, part)
-                        pending[i] = _record(keys[i], head, data, version)
+                        pending[i] = record_of(keys[i], head, data, version)
             return Look(pending, (), since)
 
     async def identity(self, world: World, deadline: Deadline) -> str:
@@ -135,25 +166,22 @@ class RedisLog(LogSpeaker):
         with Verb("claim", deadline) as verb:
             route = self._route(world)
             await self._learn(route, verb.until, record=True, anew=True)
-            await self._check(route, verb.until)
-            epoch, newest = self._epochs.get(part, 0), self._newest.get(part, b"")
-            args = (owner, milliseconds(lease), b"%d" % max(beyond, epoch), newest)
-            names = self._names.of(self._within(part), b"own", b"state")
-            replies = await self._eval(route, [(scripts.CLAIM, names, args)], verb.until)
-            if replies[0] is None:
+            runs = await self._check(route, [self._within(part)], verb.until)
+            epoch, asked = self._epochs.get(part, 0), self._memory.known(part)
+            names = self._names.of(part, b"own", b"state")
+            args = (owner, milliseconds(lease), b"%d" % max(beyond, epoch))
+            meeting = self._meeting(part, runs[part], b"", b"")
+            steps = [meeting, (scripts.CLAIM, names, args)]
+            replies = await self._eval(route, steps, verb.until)
+            kept = self._memory.witness(part, asked, replies[0], self.of, runs[part])
+            if replies[1] is None:
                 return None
-            granted, before, found = replies[0]
-            if int(before) < epoch or found < newest:
-                self.went_back += 1
-                logger.error(
-                    "%s: the server has lost operations or owners of partition %d that were there "
-                    "before: it was flushed, or a replica took over that had not heard of them",
-                    self.name,
-                    part,
-                )
+            granted, before = replies[1]
+            if kept and int(before) < epoch:
+                self._alarm(part)
             self._epochs[part] = int(granted)
-            self._runs[part] = replies.run_of(0)
-            self._saw(part, found)
+            self._runs[part] = replies.run_of(1)
+            self._memory.runs[part] = runs[part]
             return int(granted)
 
     async def renew(
@@ -197,7 +225,7 @@ class RedisLog(LogSpeaker):
             for id, fields in replies[0]:
                 try:
                     _, key, _, head, _, data = fields
-                    record = _record(_text(key), head, data, version_of_id(id, part))
+                    record = record_of(text_of(key), head, data, version_of_id(id, part))
                 except (ValueError, KeyError) as error:
                     if records:
                         break
@@ -223,8 +251,8 @@ class RedisLog(LogSpeaker):
             names = self._names.of(self._within(part), *ALL)
             head = (b"%d" % epoch, MOST_REMOVED)
             in_order = sorted(letters, key=lambda letter: letter.record.version)
-            groups = [_letter_args(letter, part) for letter in in_order]
-            groups += [(b"d", mark_of(_raw(k)), place_of(v, part)) for k, v in done]
+            groups = [letter_args(letter, part) for letter in in_order]
+            groups += [(b"d", mark_of(raw_of(k)), place_of(v, part)) for k, v in done]
             at = 0
             while True:
                 args = [arg for group in groups[at : at + MOST_AT_ONCE] for arg in group]
@@ -245,62 +273,51 @@ class RedisLog(LogSpeaker):
             route = self._route(world)
             if not await self._learn(route, verb.until):
                 return Standing(newest=(0,) * self.parts)
+            asked = [self._memory.known(part) for part in range(self.parts)]
             found = await self._every(route, scripts.STANDING, ALL, verb.until)
-            newest = [version_of(each[3], p) if each[3] else 0 for p, each in enumerate(found)]
+            for p, each in enumerate(found):
+                self._memory.witness(p, asked[p], each[4], self.of, found.run_of(p))
+            places = [each[4][0] for each in found]
+            newest = [version_of(place, p) if place else 0 for p, place in enumerate(places)]
             return Standing(
                 depth=sum(each[0] for each in found),
                 size=sum(each[1] for each in found),
                 oldest=min((float(each[2]) for each in found if each[2]), default=None),
                 newest=tuple(newest),
-                dead=sum(each[4] for each in found),
+                dead=sum(each[3] for each in found),
             )
 
     async def left(self, world: World, upto: Sequence[int], deadline: Deadline) -> int:
+        """Raises BackendRefused where nothing of it is left, but not all of it was settled: the
+        server has lost operations. So until something newer is waited for."""
         with Verb("left", deadline) as verb:
             route = self._route(world)
             if not await self._learn(route, verb.until):
                 return 0
             calls: list[Call] = []
-            for part, version in enumerate(upto[: self.parts]):
-                (index,) = self._names.of(part, b"index")
-                most = b"[i" + place_of(version, part)
-                calls.append((index, (b"ZLEXCOUNT", index, b"[i", most)))
-            return sum(checked(await route.send(calls, verb.until))) if calls else 0
-
-    # -- dead letters --------------------------------------------------------------------
-
-    async def letters(
-        self, world: World, after: int, limit: int, deadline: Deadline
-    ) -> list[Letter]:
-        with Verb("letters", deadline) as verb:
-            route = self._route(world)
-            if limit < 1 or not await self._learn(route, verb.until):
-                return []
-            steps: list[Step] = []
-            for part in range(self.parts):
-                names = self._names.of(part, b"dead", b"graves")
-                steps.append((scripts.LETTERS, names, (place_of(after, part), limit)))
-            found = []
-            for part, letters in enumerate(await self._eval(route, steps, verb.until)):
-                found += [_letter(fields, part) for fields in letters]
-            return sorted(found, key=lambda letter: letter.record.version)[:limit]
-
-    async def revive(
-        self, world: World, versions: Sequence[int], force: bool, deadline: Deadline
-    ) -> list[int]:
-        with Verb("revive", deadline) as verb:
-            if versions and await self._learn(self._route(world), verb.until):
-                await self._check_once(world, verb.until)
-            forced = b"1" if force else b"0"
-            found = await self._pick(world, scripts.REVIVE, versions, verb.until, forced)
-            for part, (_, place) in found:
-                self._saw(part, place)
-            return _in_order(versions, {version_of(old, part) for part, (old, _) in found})
-
-    async def drop(self, world: World, versions: Sequence[int], deadline: Deadline) -> list[int]:
-        with Verb("drop", deadline) as verb:
-            found = await self._pick(world, scripts.DROP, versions, verb.until)
-            return _in_order(versions, {version_of(place, part) for part, place in found})
+            marks = [(p, place_of(version, p)) for p, version in enumerate(upto[: self.parts])]
+            asked = [self._memory.known(part) for part, _ in marks]
+            for part, place in marks:
+                index, state = self._names.of(part, b"index", b"state")
+                calls.append((index, (b"ZLEXCOUNT", index, b"[i", b"[i" + place)))
+                calls.append((state, (b"HMGET", state, *FACTS)))
+            if not calls:
+                return 0
+            replies = checked(await route.send(calls, verb.until))
+            for part, _ in marks:
+                n = 2 * part + 1
+                run = replies.run_of(n)
+                self._memory.witness(part, asked[part], replies[n], self.of, run)
+            count = sum(replies[::2])
+            if not count and self._memory.owes(marks):
+                raise BackendRefused(
+                    f"{self.name}: the server has lost operations that were accepted (it was "
+                    "flushed, came back with older data, or a replica took over that lagged): "
+                    "what was lost must be written again",
+                    backend=NAME,
+                    operation="left",
+                )
+            return count
 
     async def queues(self, world: World, deadline: Deadline) -> list[str]:
         with Verb("queues", deadline) as verb:
@@ -313,38 +330,3 @@ class RedisLog(LogSpeaker):
     async def close(self, world: World) -> None:
         for route in self._routes.pop(world, {}).values():
             await route.close()
-
-
-def _raw(key: str) -> bytes:
-    return key.encode(errors="surrogatepass")
-
-
-def _text(key: bytes) -> str:
-    return key.decode(errors="surrogatepass")
-
-
-def _head(record: Record, now: float = 0.0) -> bytes:
-    return _HEADS[record.kind] + repr(record.at or now).encode()
-
-
-def _record(key: str, head: bytes, data: bytes, version: int) -> Record:
-    return Record(key, _KINDS[head[:2]], data, version, float(head[2:]))
-
-
-def _letter_args(letter: Letter, part: int) -> tuple[Any, ...]:
-    record = letter.record
-    error = json.dumps([letter.error, letter.attempts, letter.parked]).encode()
-    mark, place = mark_of(_raw(record.key)), place_of(record.version, part)
-    outdated = b"1" if letter.outdated else b"0"
-    return (b"l", mark, place, _head(record), record.data, error, outdated)
-
-
-def _letter(fields: Sequence[Any], part: int) -> Letter:
-    place, mark, head, data, told, outdated = fields
-    error, attempts, parked = json.loads(told)
-    record = _record(_text(mark[9:]), head, data, version_of(place, part))
-    return Letter(record, error, attempts, parked, outdated is not None)
-
-
-def _in_order(versions: Sequence[int], found: set[int]) -> list[int]:
-    return [version for version in dict.fromkeys(versions) if version in found]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ...errors import ConfigurationError
 from .routes import Call, Route
-from .wire import Command, ErrorReply, Replies, Reply, remaining
+from .wire import Command, ErrorReply, NodeReplies, Replies, Reply, remaining
 
 LEVELS = ("process", "host", "replicated")
 TICK = 0.15  # seconds; a server looks ten times a second whether a wait has lasted long enough
@@ -15,8 +15,11 @@ TICK = 0.15  # seconds; a server looks ten times a second whether a wait has las
 Waiting = bytes | None  # the command that shows an operation kept at its level, if one is needed
 
 
-async def check(route: Route, keys: Sequence[bytes], level: str, until: float) -> Waiting:
-    """Look at the servers that keep these keys; how to wait there for ``level``.
+async def check(
+    route: Route, keys: Sequence[bytes], level: str, until: float
+) -> tuple[Waiting, list[bytes]]:
+    """Look at the servers that keep these keys: how to wait there for ``level``, and the run of
+    each.
 
     Raises ConfigurationError for one that could lose the log, or will not say. ``volatile-*``
     policies are fine: of all keys only the owner's lease has a ttl, and an owner whose lease was
@@ -31,15 +34,16 @@ async def check(route: Route, keys: Sequence[bytes], level: str, until: float) -
         ]
     calls: list[Call] = [(key, command) for key in keys for command in asked]
     replies = await route.send(calls, until)
-    needs_wait = False
+    needs_wait, runs = False, []
     for start in range(0, len(replies), len(asked)):
+        runs.append(replies.run_of(start))
         memory, *rest = replies[start : start + len(asked)]
         _refuse_eviction(_info(memory))
         if rest:
             needs_wait |= _needs_wait(*rest)
     if level == "replicated":
-        return b"WAIT"
-    return b"WAITAOF" if needs_wait else None
+        return b"WAIT", runs
+    return b"WAITAOF" if needs_wait else None, runs
 
 
 def _info(reply: Reply) -> dict[str, str]:
@@ -93,9 +97,10 @@ async def send_and_wait(
     for call in calls:
         both += [call, (call[0], _wait_command(waiting, until))]
     replies = await route.send(both, until)
-    answers = Replies(replies[::2])
-    answers.run = replies.run_of(0)
-    for i, reply in enumerate(answers):
+    answers = NodeReplies(len(calls))
+    for i in range(len(calls)):
+        answers[i] = reply = replies[2 * i]
+        answers.runs[i] = replies.run_of(2 * i)
         if isinstance(reply, ErrorReply):
             continue  # nothing was written: the caller sees why
         told, runs = replies[2 * i + 1], (replies.run_of(2 * i), replies.run_of(2 * i + 1))
@@ -106,6 +111,7 @@ async def send_and_wait(
             if isinstance(again[0], ErrorReply):
                 raise again[0]
             told, runs = again[1], (again.run_of(0), again.run_of(1))
+            answers.runs[i] = runs[0]
         if isinstance(told, ErrorReply):
             raise told
         if (told[0] if isinstance(told, list) else told) < 1:

@@ -13,7 +13,9 @@ needs in one cluster slot). Nothing but ``own`` ever has a ttl:
                             than their place tells, the place by its time of acceptance
 ``{ns:wb:queue:p}:state``   a hash: ``epoch``, ``newest`` (place of the newest operation ever),
                             ``size`` (bytes that wait), ``of`` (``parts`` and ``identity`` as in
-                            ``about``, which may be lost alone)
+                            ``about``, which may be lost alone), ``run``, ``memory``, ``past``
+``{ns:wb:queue:p}:fences``  a sorted set: writers of which an attempt to append failed without an
+                            answer, by the number up to which their attempts are refused
 ``{ns:wb:queue:p}:own``     the owner, for as long as its lease
 ``{ns:wb:queue:p}:dead``    a hash: ``m`` mark, ``h`` head, ``d`` data, ``e`` error of each letter
                             (``m`` and its place, ...), ``o`` where it is outdated
@@ -30,6 +32,11 @@ this format), ``p`` or ``x`` (put, delete), and the time of acceptance in Unix s
 The version of an operation is milliseconds << 20 | sequence << 6 | partition: no two operations of
 a queue have the same, and it fits a signed number of 64 bits. The scripts see to it that places
 grow and a sequence stays below 2**14 also where the server's clock was set back.
+
+A *memory* is what one run of a server (``run``) holds of a partition since it was first met: it has
+a random name, and ``past`` keeps the last 16, oldest first, each with the newest place that was
+there when it began. An operation seen in an older memory is still there, or was settled, if every
+memory that began since began at its place or later.
 
 Redis refuses, when its memory is full, a script whose first write may need more of it. What must
 work all the same, so that a full queue can be emptied, deletes something first.
@@ -105,7 +112,7 @@ def version_of_id(id: bytes, part: int) -> int:
     return int(milliseconds) << 20 | int(sequence) << 6 | part
 
 
-_PLACES = r"""
+PLACES = r"""
 local function place(ms, seq)
   return string.rep('0', 13 - #ms) .. ms .. string.rep('0', 5 - #seq) .. seq
 end
@@ -118,7 +125,7 @@ end
 """
 
 # KEYS log, index, state first. The id is the server's own, but where its clock went back.
-_ADD = r"""
+ADD = r"""
 local held = redis.call('HMGET', KEYS[3], 'size', 'newest')
 local size, newest = tonumber(held[1] or 0), held[2] or ''
 local function add(mark, head, data)
@@ -142,30 +149,65 @@ local function keep()
 end
 """
 
-# log, index, state; most operations, most bytes, a place to stay behind, ``of``, (mark, head,
-# data)... -> the places of those that had room; -1 where the partition does not know its queue
+# log, index, state, fences; most operations, most bytes, a place to stay behind, ``of``,
+# ``memory``, writer, number of this attempt, number up to which the writer's attempts are dead,
+# (mark, head, data)... -> the newest place before, the places of those that had room; -1 where the
+# partition is not the one that the writer knows; -2 for an attempt that is dead
 APPEND = Script(
-    _PLACES,
-    _ADD,
+    PLACES,
+    ADD,
     r"""
-if redis.call('HGET', KEYS[3], 'of') ~= ARGV[4] then return -1 end
+local known = redis.call('HMGET', KEYS[3], 'of', 'memory')
+if known[1] ~= ARGV[4] or known[2] ~= ARGV[5] then return -1 end
+local fence, dead = tonumber(redis.call('ZSCORE', KEYS[4], ARGV[6]) or 0), tonumber(ARGV[8])
+if tonumber(ARGV[7]) <= fence then return -2 end
+if dead > fence then
+  redis.call('ZADD', KEYS[4], ARGV[8], ARGV[6])
+  redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -1001)
+end
 local most, room = tonumber(ARGV[1]), tonumber(ARGV[2])
 local count = redis.call('ZLEXCOUNT', KEYS[2], '[i', '(j')
+local taken = {newest}
 if ARGV[3] > newest then newest = ARGV[3] end
-local taken = {}
-for i = 5, #ARGV, 3 do
+for i = 9, #ARGV, 3 do
   local bytes = #ARGV[i] - 9 + #ARGV[i + 2]
-  if count + #taken >= most or size + bytes > room then break end
+  if count + #taken > most or size + bytes > room then break end
   taken[#taken + 1] = add(ARGV[i], ARGV[i + 1], ARGV[i + 2])
 end
-if #taken > 0 then keep() end
+if #taken > 1 then keep() end
 return taken
 """,
 )
 
+# state; ``of``, run, a name for what is there if it is new, a place to stay behind, the newest
+# place before the caller's first append in this run or '', whether to write in any case ('1')
+# -> newest and ``of`` as they were, run, memory and past as they are now
+MEET = Script(
+    r"""
+local held = redis.call('HMGET', KEYS[1], 'newest', 'of', 'run', 'memory', 'past')
+local newest, memory, past = held[1] or '', held[4], held[5] or ''
+local base = ARGV[5] ~= '' and ARGV[5] or newest
+local same = memory and held[2] == ARGV[1] and held[3] == ARGV[2]
+if same then
+  local head, last = string.match(past, '^(.*:)(%d+)$')
+  if ARGV[5] ~= '' and last and base < last then past = head .. base end
+else
+  memory, past = ARGV[3], past .. ' ' .. ARGV[3] .. ':' .. string.rep('0', 18 - #base) .. base
+  local _, count = string.gsub(past, ':', '')
+  if count > 16 then past = string.match(past, '^ [^ ]+(.*)$') end
+end
+if not same or past ~= held[5] or ARGV[4] > newest or ARGV[6] == '1' then
+  redis.call('HDEL', KEYS[1], '')
+  redis.call('HSET', KEYS[1], 'of', ARGV[1], 'run', ARGV[2], 'memory', memory, 'past', past)
+  if ARGV[4] > newest then redis.call('HSET', KEYS[1], 'newest', ARGV[4]) end
+end
+return {held[1], held[2], ARGV[2], memory, past}
+"""
+)
+
 # log, index; mark... -> for each nil, or its newest operation: place, head, data
 LOOK = Script(
-    _PLACES,
+    PLACES,
     r"""
 local found = {}
 for i, mark in ipairs(ARGV) do
@@ -182,21 +224,18 @@ return found
 """,
 )
 
-# own, state; owner, lease ms, beyond, a place to stay behind
-# -> nil, or epoch, the one before, the newest place there was
+# own, state; owner, lease ms, beyond -> nil, or epoch, the one before
 CLAIM = Script(
     r"""
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return false end
 local function above(a, b) return #a > #b or (#a == #b and a > b) end
-local held = redis.call('HMGET', KEYS[2], 'epoch', 'newest')
-local before, newest = held[1] or '0', held[2] or ''
+local before = redis.call('HGET', KEYS[2], 'epoch') or '0'
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 if above(ARGV[3], before) then redis.call('HSET', KEYS[2], 'epoch', ARGV[3]) end
-if ARGV[4] > newest then redis.call('HSET', KEYS[2], 'newest', ARGV[4]) end
 redis.call('HINCRBY', KEYS[2], 'epoch', 1)
-return {redis.call('HGET', KEYS[2], 'epoch'), before, newest}
+return {redis.call('HGET', KEYS[2], 'epoch'), before}
 """
 )
 
@@ -226,7 +265,7 @@ return redis.call('DEL', KEYS[1])
 # -> -1 for another epoch, else how many arguments are done. A letter whose operation is gone was
 # parked before, and may have been revived since.
 SETTLE = Script(
-    _PLACES,
+    PLACES,
     r"""
 local log, index, state, dead, graves, ages = unpack(KEYS)
 if redis.call('HGET', state, 'epoch') ~= ARGV[1] then return -1 end
@@ -293,79 +332,16 @@ return i - 3
 )
 
 # log, index, state, dead, graves, ages
-# -> operations, bytes, time of the oldest, newest place, letters
+# -> operations, bytes, time of the oldest, letters, and as of MEET
 STANDING = Script(
     r"""
-local held = redis.call('HMGET', KEYS[3], 'size', 'newest')
+local size = tonumber(redis.call('HGET', KEYS[3], 'size') or 0)
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 local oldest = first and string.sub(first[2][4], 3) or false
 local aged = redis.call('ZRANGE', KEYS[6], 0, 0, 'WITHSCORES')[2]
 if oldest and aged and tonumber(aged) < tonumber(oldest) then oldest = aged end
-return {redis.call('ZLEXCOUNT', KEYS[2], '[i', '(j'), tonumber(held[1] or 0), oldest,
-  held[2] or false, redis.call('ZLEXCOUNT', KEYS[5], '[i', '(j')}
+return {redis.call('ZLEXCOUNT', KEYS[2], '[i', '(j'), size, oldest,
+  redis.call('ZLEXCOUNT', KEYS[5], '[i', '(j'),
+  redis.call('HMGET', KEYS[3], 'newest', 'of', 'run', 'memory', 'past')}
 """
-)
-
-# dead, graves; place to begin behind, most -> (place, mark, head, data, error, "1" or nil)...
-LETTERS = Script(
-    r"""
-local found = {}
-for n, member in ipairs(redis.call('ZRANGEBYLEX', KEYS[2], '(i' .. ARGV[1], '(j',
-  'LIMIT', 0, ARGV[2])) do
-  local at = string.sub(member, 2)
-  local fields = redis.call('HMGET', KEYS[1], 'm' .. at, 'h' .. at, 'd' .. at, 'e' .. at, 'o' .. at)
-  found[n] = {at, fields[1], fields[2], fields[3], fields[4], fields[5]}
-end
-return found
-"""
-)
-
-_FORGET = r"""
-local function forget(at, mark)
-  redis.call('HDEL', KEYS[4], 'm' .. at, 'h' .. at, 'd' .. at, 'e' .. at, 'o' .. at)
-  redis.call('ZREM', KEYS[5], 'i' .. at, mark .. at)
-end
-"""
-
-# log, index, state, dead, graves, ages; force ("1"/"0"), a place to stay behind, place...
-# -> (its place, the new one)... of those that were revived
-REVIVE = Script(
-    _PLACES,
-    _ADD,
-    _FORGET,
-    r"""
-if ARGV[2] > newest then newest = ARGV[2] end
-local revived = {}
-for i = 3, #ARGV do
-  local at = ARGV[i]
-  local found = redis.call('HMGET', KEYS[4], 'm' .. at, 'h' .. at, 'd' .. at, 'o' .. at)
-  local mark = found[1]
-  if mark and (ARGV[1] == '1' or (not found[4]
-    and #redis.call('ZRANGEBYLEX', KEYS[2], '[' .. mark, '[' .. mark .. '\255',
-      'LIMIT', 0, 1) == 0)) then
-    local new = add(mark, found[2], found[3])
-    redis.call('ZADD', KEYS[6], string.sub(found[2], 3), new)
-    revived[#revived + 1] = {at, new}
-    forget(at, mark)
-  end
-end
-if #revived > 0 then keep() end
-return revived
-""",
-)
-
-# log, index, state, dead, graves, ages; place... -> those that were there
-DROP = Script(
-    _FORGET,
-    r"""
-local dropped = {}
-for _, at in ipairs(ARGV) do
-  local mark = redis.call('HGET', KEYS[4], 'm' .. at)
-  if mark then
-    forget(at, mark)
-    dropped[#dropped + 1] = at
-  end
-end
-return dropped
-""",
 )

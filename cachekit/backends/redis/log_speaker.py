@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ...errors import ConfigurationError
+from ...observe import log as logger
 from ...protocols import Bounds, World
+from .log_memory import WRITER, Memory
 from .log_safety import LEVELS, Waiting, check, send_and_wait
-from .log_scripts import MOST_PARTS, Names, place_of
+from .log_scripts import MEET, MOST_PARTS, Names, place_of
 from .routes import Call, Route, checked
 from .scripts import Script
 from .wire import ErrorReply, ProtocolViolation, Replies, Reply, remaining
@@ -18,6 +20,7 @@ from .wire import ErrorReply, ProtocolViolation, Replies, Reply, remaining
 MOST_AT_ONCE = 500  # operations or keys of one script
 LIVE = (b"log", b"index", b"state")
 ALL = (*LIVE, b"dead", b"graves", b"ages")
+FACTS = (b"newest", b"of", b"run", b"memory", b"past")
 
 Step = tuple[Script, tuple[bytes, ...], Sequence[Any]]  # its keys, its arguments
 
@@ -42,21 +45,22 @@ class LogSpeaker:
             )
         if not 1 <= parts <= MOST_PARTS:
             raise ConfigurationError(f"a queue has 1 to {MOST_PARTS} partitions")
-        self.name = f"redis:{queue}"
+        self.name, self.queue = f"redis:{queue}", queue
         self.parts = parts
         self.went_back = 0
         self._names = Names(encoded_namespace, queue)
         self._open = route
+        self.bounds = bounds
         self._bounds = (b"%d" % bounds.operations, b"%d" % bounds.size)
         self._identity = b""  # empty: the queue is not known to be there
         self._waiting: Waiting = None
-        self._checked: weakref.WeakSet[World] = weakref.WeakSet()
         self._routes: weakref.WeakKeyDictionary[World, dict[str, Route]]
         self._routes = weakref.WeakKeyDictionary()
+        self._memory = Memory(self._alarm)
+        self._writer = WRITER
         # per partition, as this process has seen them
-        self._newest: dict[int, bytes] = {}
         self._epochs: dict[int, int] = {}
-        self._runs: dict[int, bytes] = {}
+        self._runs: dict[int, bytes] = {}  # of the claim
 
     def _route(self, world: World, use: str = "asking") -> Route:
         routes = self._routes.get(world)
@@ -117,20 +121,57 @@ class LogSpeaker:
         parts, _, identity = (of or b"").partition(b":")
         return (int(parts), identity) if parts.isdigit() and identity else (self.parts, b"")
 
-    async def _adopt(self, route: Route, part: int, until: float) -> None:
-        """Let a partition know its queue, which is on record then."""
+    def _alarm(self, part: int) -> None:
+        self.went_back += 1
+        logger.error(
+            "%s: the server has lost operations or owners of partition %d that were there before: "
+            "it was flushed, came back with older data, or a replica took over that lagged",
+            self.name,
+            part,
+        )
+
+    async def _check(self, route: Route, parts: Iterable[int], until: float) -> dict[int, bytes]:
+        """The runs of the servers of these partitions."""
+        asked = list(parts)
+        keys = [self._names.of(part, b"log")[0] for part in asked]
+        waiting, runs = await check(route, keys, self.level, until)
+        self._waiting = self._waiting or waiting  # other servers may need it
+        return dict(zip(asked, runs, strict=True))
+
+    async def _meet_new(self, world: World, parts: Iterable[int], until: float) -> None:
+        """Meet those that were not met yet."""
+        new = dict.fromkeys(part for part in parts if part not in self._memory.runs)
+        if new:
+            await self._meet(world, dict.fromkeys(new, b""), until)
+
+    async def _meet(self, world: World, bases: Mapping[int, bytes], until: float) -> None:
+        """Look whether the server of these partitions keeps what it accepts, let them know their
+        queue, and see what there is of it. What this process has written there before is kept at
+        the level then. ``bases``: by partition, the newest place before our first append in this
+        run, or empty."""
+        for part in bases:
+            self._memory.runs.pop(part, None)
+        route = self._route(world)
         await self._learn(route, until, record=True, anew=True)
-        (state,) = self._names.of(part, b"state")
-        checked(await route.send([(state, (b"HSET", state, b"of", self.of))], until))
+        try:
+            runs = await self._check(route, bases, until)
+        except ConfigurationError:  # nothing more is sent before that is mended
+            self._memory.runs.clear()
+            raise
+        steps = [self._meeting(part, runs[part], base, b"1") for part, base in bases.items()]
+        asked = [self._memory.known(part) for part in bases]
+        if any(bases.values()):
+            replies = await self._accept(world, steps, until)
+        else:
+            replies = await self._eval(route, steps, until)
+        for i, part in enumerate(bases):
+            self._memory.witness(part, asked[i], replies[i], self.of, runs[part])
+            self._memory.runs[part] = runs[part]
 
-    async def _check(self, route: Route, until: float) -> None:
-        keys = [self._names.of(part, b"log")[0] for part in range(self.parts)]
-        self._waiting = await check(route, keys, self.level, until)
-
-    async def _check_once(self, world: World, until: float) -> None:
-        if world not in self._checked:
-            await self._check(self._route(world), until)
-            self._checked.add(world)
+    def _meeting(self, part: int, run: bytes, base: bytes, write: bytes) -> Step:
+        newest = self._memory.newest.get(part, b"")
+        args = (self.of, run, os.urandom(4).hex(), newest, base, write)
+        return MEET, self._names.of(part, b"state"), args
 
     async def _accept(self, world: World, steps: Sequence[Step], until: float) -> Replies:
         """As ``_eval``, kept at the level. Waiting holds up a connection: it has its own."""
@@ -171,7 +212,7 @@ class LogSpeaker:
             calls.append((names[0], (*head, len(names), *names, *args)))
         if waiting is None:
             return await route.send(calls, until)
-        states = [names[2] for _, names, _ in steps]
+        states = [names[2 if len(names) > 2 else 0] for _, names, _ in steps]
         return await send_and_wait(route, calls, states, waiting, until)
 
     async def _every(
@@ -196,7 +237,7 @@ class LogSpeaker:
         found: list[tuple[int, Reply]] = []
         for part, asked in places.items():
             names = self._names.of(part, *ALL)
-            first = (*flags, self._newest.get(part, b"")) if flags else ()
+            first = (*flags, self._memory.newest.get(part, b"")) if flags else ()
             for i in range(0, len(asked), MOST_AT_ONCE):
                 steps = [(script, names, (*first, *asked[i : i + MOST_AT_ONCE]))]
                 if flags:
@@ -210,6 +251,3 @@ class LogSpeaker:
         if not 0 <= part < self.parts:
             raise ConfigurationError(f"{self.name} has no partition {part}")
         return part
-
-    def _saw(self, part: int, place: bytes) -> None:
-        self._newest[part] = max(place, self._newest.get(part, b""))
