@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tenacity import RetryCallState
+from tenacity.wait import wait_base
 
 from ..core.ops import Op
 from ..errors import FencedOut
@@ -31,21 +32,31 @@ class _Tries:
         self._began = flusher.runtime.clock()
         self._idle = 0.0
         self.number = 0
-        self.error: BaseException = RuntimeError("not tried yet")
         self.state: RetryCallState
 
     def failed(self, error: BaseException) -> None:
-        flusher = self._flusher
         self.number += 1
-        self.error = error
-        self.state = attempted(
-            self.number,
-            error,
-            seconds=flusher.runtime.clock() - self._began,
-            idle=self._idle,
-            wait=flusher.wait,
-        )
+        flusher = self._flusher
+        try:
+            self.state = self._after(error, flusher.wait)
+        except Exception as fault:  # of an object that was given
+            flusher.complain("wait_between", fault)
+            self.state = self._after(error, flusher.default_wait)
         self._idle += self.pause
+
+    def _after(self, error: BaseException, wait: wait_base) -> RetryCallState:
+        seconds = self._flusher.runtime.clock() - self._began
+        return attempted(self.number, error, seconds=seconds, idle=self._idle, wait=wait)
+
+    @property
+    def over(self) -> bool:
+        """Whether it is not to be tried again."""
+        flusher = self._flusher
+        try:
+            return bool(flusher.stop(self.state))
+        except Exception as fault:
+            flusher.complain("stop", fault)
+            return bool(flusher.default_stop(self.state))
 
     @property
     def pause(self) -> float:
@@ -104,7 +115,7 @@ class Carriage:
                 return all([await self._deliver(part) for part in (ops[:half], ops[half:])])
             tries = tries or _Tries(flusher)
             tries.failed(error)
-            if flusher.stop(tries.state):
+            if tries.over:
                 await flusher.park(self._world, ops[0], error, ops[0].attempts + tries.number)
             else:
                 self._aside.append((ops[0], tries))

@@ -40,11 +40,14 @@ class Watch:
     keep the strategy alive."""
 
     def __init__(self, strategy: WriteBack) -> None:
-        self._strategy = weakref.ref(strategy)
+        self._strategy = weakref.ref(strategy, self._dropped)
         self.over = False
         self._drained = False
         _watches[id(self)] = self
         atexit.register(self)
+
+    def _dropped(self, strategy: weakref.ref[WriteBack]) -> None:
+        self.end()
 
     def end(self) -> None:
         self.over = True

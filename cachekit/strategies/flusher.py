@@ -74,8 +74,10 @@ class Flusher:
         self._is_async = is_async
         self._taken = taken
         self.works = works  # else another process writes the batches
-        self.wait = wait or wait_random_exponential(multiplier=retrying.base, max=retrying.cap)
-        self.stop = stop or stop_after_attempt(retrying.attempts)
+        self.default_wait = wait_random_exponential(multiplier=retrying.base, max=retrying.cap)
+        self.default_stop = stop_after_attempt(retrying.attempts)
+        self.wait = wait or self.default_wait
+        self.stop = stop or self.default_stop
         self._lock = threading.RLock()  # a signal handler may put while its thread starts a worker
         self._starting = False
         self._looks = False  # whether a loop will look after the worker of another
@@ -284,6 +286,16 @@ class Flusher:
     def gives_up(self) -> bool:
         """Whether the end has come, and nothing is tried twice any more."""
         return self.ended or (self.exiting and self.queue.durable)
+
+    def complain(self, what: str, fault: Exception) -> None:
+        self.meter.event("worker_errors", strategy=self.name)
+        self.meter.warn_once(
+            f"{what} {self.name}",
+            "%s: %s= raised %s: the default takes its place",
+            self.name,
+            what,
+            type(fault).__name__,
+        )
 
     def away(self, error: BaseException) -> None:
         self.trouble = told(error)

@@ -115,6 +115,26 @@ def test_a_wait_object_is_asked_with_the_error(fails: str) -> None:
     book.close()
 
 
+def test_an_object_that_raises_is_replaced_by_the_default() -> None:
+    class Wait(tenacity.wait.wait_base):
+        def __call__(self, retry_state: tenacity.RetryCallState) -> float:
+            raise ZeroDivisionError
+
+    class Stop(tenacity.stop.stop_base):
+        def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+            raise ZeroDivisionError
+
+    table = Table([1])
+    book = book_over(
+        table, wait_between=Wait(), stop=Stop(), retry=Retrying(attempts=3, base=0.001, cap=0.01)
+    )
+    book.put_many({1: 1, 2: 2})
+    assert book.flush(LONG).complete
+    assert table.rows == {2: 2}
+    assert table.alone(1) == 3
+    book.close()
+
+
 def test_tries_during_an_outage_are_not_a_rows_own() -> None:
     table = Table([1])
     table.outages = 8

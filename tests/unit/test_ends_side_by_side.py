@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from cachekit import Cache, WriteBack
-from cachekit.strategies import closing
+from cachekit.strategies import closing, endings
 
 ILL = 5
 T = 0.4  # seconds given; one after another they would take ILL * T
@@ -387,3 +388,14 @@ def test_a_handler_amid_the_caches_own_work_closes_it_just_after() -> None:
         time.sleep(0.01)
     with pytest.raises(Exception, match="closed"), contextlib.closing(cache):
         book.put(2, 2)
+
+
+def test_a_strategy_that_is_dropped_leaves_no_turn_at_the_exit() -> None:
+    gc.collect()
+    before = set(endings._watches)
+    cache = Cache()
+    for n in range(20):
+        WriteBack(cache, key=f"k{n}:{{id}}", store_many=print, log="memory")
+    del cache
+    gc.collect()
+    assert set(endings._watches) <= before
