@@ -355,6 +355,10 @@ class Cache:
         for all together."""
         return flush_all(self._parts, timeout)
 
+    @property
+    def _closed(self) -> bool:
+        return self._closing.begun
+
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Drain write-back (at most ``timeout`` seconds for all strategies together), end
         background work, close connections of the plain face. Twice is fine: a second caller

@@ -179,7 +179,7 @@ class _Link:
 
     def _wanted(self) -> bool:
         cache = self._cache()
-        return cache is not None and not cache._closing.over
+        return cache is not None and not cache._closed
 
     def _after(self) -> None:
         self._settle()

@@ -173,7 +173,7 @@ class Closing:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._runtime: Runtime = parts.runtime
-        self.over = False
+        self.begun = self.over = False
         self._begin_anew()
         parts.runtime.on_fork(self._begin_anew)
 
@@ -183,6 +183,7 @@ class Closing:
         self._done = threading.Event()
 
     def close(self, timeout: float, plans: Plans | None) -> None:
+        self.begun = True
         section = self._parts.near.section
         if section.mend():  # a finaliser or handler amid the cache's own work
             section.defer(partial(aside, partial(self.close, timeout, plans)))

@@ -300,14 +300,20 @@ def test_writing_past_a_full_queue_needs_a_function_that_writes(shelf: Shelf, ve
     with pytest.raises(ConfigurationError, match="store="):
         shelf.book(nothing, log="memory", full="write_through")
     rows = Rows({2: "there"})
-    given = {"store": rows.store, "delete": rows.delete}
-    book = shelf.book(None, log="memory", max_pending=1, block=0.05, full="write_through", **given)
+    may = threading.Event()
+    given: dict[str, Any] = {"store": rows.store, "delete": rows.delete}
+
+    def sink(ops: Sequence[Op]) -> None:
+        may.wait(LONG)  # it stays full
+
+    book = shelf.book(sink, log="memory", max_pending=1, block=0.05, full="write_through", **given)
     book.put(1, "waits")
     if verb == "put":
         book.put(2, "past it")
     else:
         book.delete(2)
     assert rows.rows == ({2: "past it"} if verb == "put" else {})
+    may.set()
 
 
 def test_equal_ids_of_two_keys_are_two_writes_at_a_full_queue(
