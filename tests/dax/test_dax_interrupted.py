@@ -125,12 +125,12 @@ def test_items_and_pages_are_kept_again_after_a_write_that_was_broken_off(name: 
         for steps in range(1, 5000, EVERY):
             broken = interrupt_after(steps, lambda n=steps: write(n))
             clock.advance(1.1)
-            found = [store.protocol._all, *store.protocol._spots.values()]
-            client.scan(TableName="t")  # a page that is to go
             # What was broken off while leaving the near tier's section is kept by it until the
             # next one comes in.
             with store.near.section:
                 pass
+            found = [store.protocol._all, *store.protocol._spots.values()]
+            client.scan(TableName="t")  # a page that is to go
             if any(spot.writers for spot in found):  # the traceback may be part of a circle
                 gc.collect()
             _free(store.protocol, ["another"])  # its next step
