@@ -11,6 +11,7 @@ import threading
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 from .core.deadline import Deadline
+from .core.eventcount import Flag
 from .core.keys import physical
 from .core.near import Near
 from .core.notes import Note, NoteKind
@@ -48,7 +49,7 @@ class Invalidator:
         self.replay = replay
         self.pending = Pending(meter, replay_log)
         self.stream = stream
-        self._closed = threading.Event()
+        self._closed = Flag()
         self._replaying = threading.Lock()
 
     async def invalidate(
@@ -218,7 +219,7 @@ class Invalidator:
                     wait = 1.0
         finally:
             self._replaying.release()
-        if self._at_work() and not self._closed.is_set():
+        if self._at_work() and not self._closed.is_set:
             self.postpone(())  # it came after the last look and took this thread for at work
 
     def _at_work(self) -> bool:

@@ -21,8 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from .core.deadline import Deadline
+from .core.eventcount import Flag
 from .core.flights import Flight, FlightTable
 from .core.outcome import Outcome
+from .core.threads import begin
 from .errors import ConfigurationError
 
 T = TypeVar("T")
@@ -91,7 +93,7 @@ class ThreadWorld:
             return await load(self)
         context = contextvars.copy_context()
         landed: list[Outcome] = []
-        done = threading.Event()
+        done = Flag()
 
         def work() -> None:
             try:
@@ -102,18 +104,14 @@ class ThreadWorld:
                 done.set()
 
         # A thread of its own: loads that hang must not use up a pool that others need.
-        try:
-            threading.Thread(target=work, name="cachekit-load", daemon=True).start()
-        except RuntimeError:  # interpreter shutdown: no new thread can start
+        if not begin(threading.Thread(target=work, name="cachekit-load", daemon=True)):
             return await load(self)
         return landed[0] if done.wait(timeout) else None
 
     async def join(self, flight: Flight, timeout: float | None) -> bool:
         """Wait for a flight to land; False when the timeout (seconds) passed first."""
-        event = threading.Event()
-        if flight.on_landing(event.set):
-            return True
-        return event.wait(timeout)
+        landed = Flag()
+        return flight.on_landing(landed.set) or landed.wait(timeout)
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> bool:
         """Run in the background; False when the bound is reached or the process is ending."""
@@ -339,10 +337,8 @@ class Runtime:
                 with self._lock:
                     self._running -= 1
 
-        try:
-            # A daemon of its own: background work must never hold up the interpreter's exit.
-            threading.Thread(target=run, name="cachekit-background", daemon=True).start()
-        except RuntimeError:  # interpreter shutdown: no new thread can start
+        # A daemon of its own: background work must never hold up the interpreter's exit.
+        if not begin(threading.Thread(target=run, name="cachekit-background", daemon=True)):
             with self._lock:
                 self._running -= 1
             return False

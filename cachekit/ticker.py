@@ -6,6 +6,8 @@ import threading
 import weakref
 from collections.abc import Callable
 
+from .core.eventcount import Flag
+from .core.threads import begin
 from .runtime import Runtime
 
 
@@ -21,7 +23,7 @@ class Ticker:
     def __init__(self, runtime: Runtime) -> None:
         self.now = float("inf")
         self._runtime = runtime
-        self._stop = threading.Event()
+        self._stop = Flag()
         self._running = False
         runtime.on_fork(self._reset)
 
@@ -31,14 +33,13 @@ class Ticker:
             return
         self._running = True
         self.now = self._runtime.clock()
-        try:
-            threading.Thread(
-                target=_turn,
-                args=(weakref.ref(self), self._stop, self._runtime.clock),
-                name="cachekit-ticker",
-                daemon=True,
-            ).start()
-        except RuntimeError:  # interpreter shutdown
+        thread = threading.Thread(
+            target=_turn,
+            args=(weakref.ref(self), self._stop, self._runtime.clock),
+            name="cachekit-ticker",
+            daemon=True,
+        )
+        if not begin(thread):
             self._reset()
 
     def stop(self) -> None:
@@ -46,11 +47,11 @@ class Ticker:
 
     def _reset(self) -> None:
         self.now = float("inf")
-        self._stop = threading.Event()
+        self._stop = Flag()
         self._running = False
 
 
-def _turn(ticker: weakref.ref[Ticker], stop: threading.Event, clock: Callable[[], float]) -> None:
+def _turn(ticker: weakref.ref[Ticker], stop: Flag, clock: Callable[[], float]) -> None:
     """The ticker's thread, which does not keep it."""
     while not stop.wait(Ticker.PERIOD):
         held = ticker()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from ..core.deadline import Deadline
+from ..core.eventcount import EventCount
 
 C = TypeVar("C")
 P = ParamSpec("P")
@@ -38,7 +39,8 @@ class Pool(Generic[C]):
         self._limit = limit
         self._ready = ready
         self._abandon = abandon or close
-        self._free = threading.Condition(threading.Lock())
+        self._lock = threading.RLock()  # a finaliser may come back here
+        self._free = EventCount()
         self._idle: list[C] = []
         self._open = 0
         self._waiting = 0
@@ -74,7 +76,7 @@ class Pool(Generic[C]):
 
     def close_idle(self) -> None:
         """Close the connections that are not in use; the next call opens one anew."""
-        with self._free:
+        with self._lock:
             idle, self._idle = self._idle, []
             self._open -= len(idle)
         for connection in idle:
@@ -84,27 +86,29 @@ class Pool(Generic[C]):
         """Close the idle connections now and those in use when they come back.
 
         A call that comes later still works, with a connection for itself alone."""
-        with self._free:
+        with self._lock:
             self._closed = True
             self._turn += 1
             idle, self._idle = self._idle, []
             self._open = 0
-            self._free.notify_all()
+        self._free.advance()
         for connection in idle:
             self._close(connection)
 
     def _other(self, deadline: Deadline) -> tuple[C, int]:
         """A ready connection by the slow way: a new one, or the next that comes free."""
         while True:
-            with self._free:
-                turn = self._turn
-                connection = self._idle.pop() if self._idle else None
+            seen = self._free.now
+            with self._lock:
+                turn, connection = self._turn, None
+                with contextlib.suppress(IndexError):  # the usual way takes no lock
+                    connection = self._idle.pop()
                 if connection is None and self._open < self._limit:
                     self._open += 1
                     break
-                if connection is None:
-                    self._wait(deadline)
-                    continue
+            if connection is None:
+                self._wait(seen, deadline)
+                continue
             if self._ready(connection, deadline):
                 return connection, turn
             self._drop(connection, turn)
@@ -114,15 +118,16 @@ class Pool(Generic[C]):
             self._leave(turn)
             raise
 
-    def _wait(self, deadline: Deadline) -> None:
-        self._waiting += 1
+    def _wait(self, seen: object, deadline: Deadline) -> None:
+        with self._lock:
+            self._waiting += 1
         try:
             # A connection given back before the line above told nobody.
-            left = deadline.left()
-            if not self._idle and (not left or not self._free.wait(left)):
+            if not self._idle and not self._free.wait(seen, deadline.left()):
                 raise TimeoutError("every connection is in use")
         finally:
-            self._waiting -= 1
+            with self._lock:
+                self._waiting -= 1
 
     def _give(self, connection: C, turn: int) -> None:
         if turn != self._turn or self._closed:
@@ -136,21 +141,21 @@ class Pool(Generic[C]):
                 idle.remove(connection)
                 self._drop(connection, turn)
         elif self._waiting:
-            with self._free:
-                self._free.notify()
+            self._free.advance_one()
 
     def _drop(self, connection: C, turn: int) -> None:
         self._leave(turn)
         self._close(connection)
 
     def _leave(self, turn: int) -> None:
-        with self._free:
+        with self._lock:
             if turn == self._turn:
                 self._open -= 1
-                self._free.notify()
+        self._free.advance_one()
 
     def _after_fork(self) -> None:
-        self._free = threading.Condition(threading.Lock())  # the parent may have held it
+        self._lock = threading.RLock()  # the parent may have held it
+        self._free = EventCount()
         inherited, self._idle = self._idle, []
         self._open = self._waiting = 0
         self._turn += 1

@@ -6,7 +6,6 @@ committed. Notes are read in the order in which their transactions committed.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..core.deadline import Deadline
+from ..core.eventcount import Flag
 from ..core.notes import unpack
 from ..errors import BackendError
 from ..protocols import Ears
@@ -84,9 +84,7 @@ class _Listener:
         self._using: Connection | None = None
 
     def start(self) -> None:
-        # Not an Event: a finaliser that calls ``stop`` may run inside its wait, and would hang.
-        self._gate = threading.Lock()
-        self._gate.acquire()
+        self._stopped = Flag()
         self._looked = time.monotonic()
         self.pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="cachekit-sqlite-bus", daemon=True)
@@ -96,8 +94,7 @@ class _Listener:
     def stop(self) -> None:
         """Takes at most 0.4 seconds. Twice is fine."""
         self._ears.stopped = True
-        with contextlib.suppress(RuntimeError):  # it is open: stopped before
-            self._gate.release()
+        self._stopped.set()
         _listening.discard(self)
         if self._thread is not threading.current_thread():
             self._thread.join(STOPPING)
@@ -110,7 +107,7 @@ class _Listener:
                 except Exception:  # such as no memory: what was told is uncertain
                     log.exception("listening to the bus of a SQLite file failed; it goes on")
                     self._lose()
-                self._gate.acquire(timeout=self._interval)
+                self._stopped.wait(self._interval)
         finally:
             self._ears.lost()  # says nothing where it was stopped
             self._file.close()

@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from threading import get_ident
 from types import TracebackType
 from typing import Protocol
+
+from ..core.deadline import Deadline
+from ..core.eventcount import EventCount
 
 DRAIN = 2.0
 
@@ -31,9 +35,8 @@ class _Gate:
 
     def __init__(self) -> None:
         self.cut = False  # this process was forked while a file was in use
-        # Taken as itself: ``with`` of a condition can be interrupted when it has the lock.
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._lock = threading.RLock()
+        self._changed = EventCount()
         self._inside: dict[int, int] = {}  # by thread
         self._forking = False
         self._holders: weakref.WeakSet[Holder] = weakref.WeakSet()
@@ -42,11 +45,14 @@ class _Gate:
         self._holders.add(holder)
 
     def __enter__(self) -> None:
-        with self._lock:
-            while self._forking:
-                self._changed.wait(DRAIN)
-            me = get_ident()
-            self._inside[me] = self._inside.get(me, 0) + 1
+        while True:
+            seen = self._changed.now
+            with self._lock:
+                if not self._forking:
+                    me = get_ident()
+                    self._inside[me] = self._inside.get(me, 0) + 1
+                    return
+            self._changed.wait(seen, DRAIN)
 
     def __exit__(
         self,
@@ -61,28 +67,31 @@ class _Gate:
                 self._inside[me] = left
             else:
                 self._inside.pop(me, None)
-            if self._forking:
-                self._changed.notify_all()
+        if self._forking:
+            self._changed.advance()
 
     def before_fork(self) -> None:
         with self._lock:
             self._forking = True
             # Who forks is not inside: an exception out of a signal handler kept it from leaving.
             self._inside.pop(get_ident(), None)
-            self._changed.wait_for(lambda: not self._inside, DRAIN)
-            busy = bool(self._inside)
+        until = Deadline(DRAIN, time.monotonic)
+        seen = self._changed.now
+        while self._inside and self._changed.wait(seen, until.left()):
+            seen = self._changed.now
+        busy = bool(self._inside)
         for holder in [] if busy else list(self._holders):
             holder.close_idle()
 
     def in_parent(self) -> None:
         with self._lock:
             self._forking = False
-            self._changed.notify_all()
+        self._changed.advance()
 
     def in_child(self) -> None:
         self.cut = self.cut or bool(self._inside)
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._lock = threading.RLock()
+        self._changed = EventCount()
         self._inside = {}
         self._forking = False
 

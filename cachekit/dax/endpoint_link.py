@@ -13,7 +13,9 @@ from importlib.util import find_spec
 from typing import Any, Final
 
 from ..core.breaker import Breaker, BreakerState
+from ..core.eventcount import Flag
 from ..core.policy import seconds
+from ..core.threads import begin
 from ..errors import ConfigurationError, MissingDependencyError
 
 FAILURES: Final = 3  # in a row, until the cluster is given up
@@ -71,7 +73,7 @@ class _Attempt:
     __slots__ = ("done", "until")
 
     def __init__(self, until: float) -> None:
-        self.done = threading.Event()
+        self.done = Flag()
         self.until = until
 
 
@@ -112,9 +114,12 @@ class ClusterLink:
                     return False
                 now = self._clock()
                 attempt = self._attempt = _Attempt(now + self._timeout if fresh else now)
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._connect, args=(attempt,), name="cachekit-dax", daemon=True
-                ).start()
+                )
+                if not begin(thread):
+                    self._attempt = None
+                    return False
             return self._clock() < attempt.until
 
     def client(self) -> Any:
@@ -208,8 +213,4 @@ def _aside(work: Callable[[], Any], after: float = 0.0) -> threading.Thread | No
             pass  # it is closed: what its parts say to that is no one's concern
 
     thread = threading.Thread(target=run, name="cachekit-dax-close", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # the interpreter ends: so do the sockets
-        return None
-    return thread
+    return thread if begin(thread) else None  # the interpreter ends: so do the sockets

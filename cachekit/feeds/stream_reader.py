@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from ..core.eventcount import Flag
+from ..core.threads import begin
 from ..runtime import Runtime
 from .connecting import Connect
 from .shards import Gap, Listed, Record, Shard, Shards, record_of
@@ -305,7 +306,7 @@ class ReaderThread:
         self._after = after
         self._ended = ended
         self._reader: StreamReader | None = None
-        self._stopped = threading.Event()
+        self._stopped = Flag()
         self._thread: threading.Thread | None = None
         runtime.on_fork(self._after_fork)
 
@@ -314,8 +315,7 @@ class ReaderThread:
         self._thread = threading.Thread(
             target=self._run, args=(pause,), name="cachekit-dynamodb-stream", daemon=True
         )
-        with suppress(RuntimeError):  # interpreter shutdown: no new thread can start
-            self._thread.start()
+        begin(self._thread)
 
     def halt(self) -> None:
         """Nothing is told after this, but what is being told."""
@@ -332,7 +332,7 @@ class ReaderThread:
             thread.join(JOIN)
 
     def _wanted(self) -> bool:
-        return not self._stopped.is_set() and self._still()
+        return not self._stopped.is_set and self._still()
 
     def _run(self, pause: float) -> None:
         try:
@@ -363,7 +363,7 @@ class ReaderThread:
         reader = self._reader
         if reader is None:
             reader = self._reader = self._make()
-            reader.stopped = self._stopped.is_set()
+            reader.stopped = self._stopped.is_set
         pause = reader.step()
         self.state = "behind" if reader.behind else "reading"
         self._after()
@@ -380,6 +380,6 @@ class ReaderThread:
             _inherited.append(self._reader)
             self._reader = None
         if ran and self._wanted():
-            self._stopped = threading.Event()
+            self._stopped = Flag()
             # The pause lets the other parts of what follows finish with the fork.
             self.start(AFTER_FORK)

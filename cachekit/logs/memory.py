@@ -47,9 +47,9 @@ class MemoryLog(Queue):
 
     def wait_for_room(self, seconds: float) -> None:
         """Block this thread until something leaves, or the time is over."""
-        with self._lock:
-            if self._buffer.depth >= self._max:
-                self._changed.wait(seconds)
+        seen = self._changed.now
+        if not self.has_room():
+            self._changed.wait(seen, seconds)
 
     def has_room(self) -> bool:
         return self._buffer.depth < self._max

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from ..core.buffer import Buffer
+from ..core.deadline import Deadline
+from ..core.eventcount import EventCount
 from ..core.ops import Dead, Op
 from ..runtime import AnyWorld
 
@@ -26,9 +29,8 @@ class Queue:
     def __init__(self, clock: Callable[[], float], lanes: Sequence[str]) -> None:
         self._clock = clock
         self._buffers = {lane: Buffer(lane) for lane in lanes}
-        # Taken as itself: ``with`` of a condition can be interrupted when it has the lock.
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._changed = EventCount()
         self._listeners: list[Callable[[], None]] = []
         self._hurry: Marks = ()
         self._all = False
@@ -210,23 +212,30 @@ class Queue:
                 return
             times = [seconds for seconds in (left, most) if seconds is not None]
             self._idle.append(size)
-            try:
-                self._changed.wait(min(times) if times else None)
-            finally:
+            seen = self._changed.now
+        try:
+            self._changed.wait(seen, min(times, default=None))
+        finally:
+            with self._lock:
                 self._idle.remove(size)
 
     def wait_for_change(self, seconds: float) -> None:
-        with self._lock:
-            self._changed.wait(seconds)
+        self._changed.wait(self._changed.now, seconds)
 
     def wait_until_done(self, marks: Marks, seconds: float) -> None:
         """Block until nothing up to ``marks`` waits here; where nothing does, until a change. At
         most ``seconds``."""
+        until = Deadline(seconds, time.monotonic)
+        seen = self._changed.now
+        waits = self._is_undone(marks)
+        while self._changed.wait(seen, until.left()) and waits:
+            seen = self._changed.now
+            if not self._is_undone(marks):
+                return
+
+    def _is_undone(self, marks: Marks) -> bool:
         with self._lock:
-            if self._has_undone(marks):
-                self._changed.wait_for(lambda: not self._has_undone(marks), seconds)
-            else:
-                self._changed.wait(seconds)
+            return self._has_undone(marks)
 
     def listen(self, heard: Callable[[], None]) -> None:
         """Call ``heard`` (quick, from any thread) after every change, until :meth:`unlisten`."""
@@ -242,7 +251,7 @@ class Queue:
             self._tell()
 
     def _tell(self) -> None:
-        self._changed.notify_all()
+        self._changed.advance()
         for heard in self._listeners:
             heard()
 
@@ -250,7 +259,7 @@ class Queue:
         """An operation came: a worker that waits is woken for the first and for a whole batch."""
         ready = buffer.ready
         if self._idle and (ready == 1 or ready >= min(self._idle)):
-            self._changed.notify_all()
+            self._changed.advance()
         for heard in self._listeners:
             heard()
 

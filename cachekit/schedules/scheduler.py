@@ -18,8 +18,10 @@ from typing import Any
 
 from ..core import envelope as wire
 from ..core.entry import Verdict
+from ..core.eventcount import EventCount
 from ..core.keys import check_text, physical, tag_name
 from ..core.policy import Duration, Span
+from ..core.threads import begin
 from ..errors import BackendError, ConfigurationError
 from ..packing import Found, Right
 from ..protocols import SlotState
@@ -142,12 +144,12 @@ class Scheduler:
         self._invalidate = invalidate
         self._threaded = thread
         self._schedules: dict[str, Schedule] = {}
-        self._added = 0
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = EventCount()
         self._thread: threading.Thread | None = None
         self._closed = False
         parts.runtime.on_fork(self._after_fork)
-        weakref.finalize(self, _wake, self._changed)
+        weakref.finalize(self, self._changed.advance)  # its thread may end at once
 
     def add(
         self,
@@ -194,22 +196,21 @@ class Scheduler:
         schedule = Schedule(
             self, name, plan, lambda: (_listed(kept), _listed(labels), bool(everything))
         )
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise ConfigurationError("schedule: this cache is closed")
             if name in self._schedules:
                 raise ConfigurationError(f"schedule: name: there is a schedule {name!r} already")
             self._schedules = {**self._schedules, name: schedule}
-            self._added += 1
-            self._changed.notify_all()
+            self._changed.advance()
             self._start(0.0)
         return schedule
 
     def close(self, timeout: float = 2.0) -> None:
         """End the thread, waiting at most ``timeout`` seconds for a firing. Twice is fine."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._changed.advance()
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
@@ -310,20 +311,19 @@ class Scheduler:
             name="cachekit-schedules",
             daemon=True,
         )
-        try:
-            self._thread.start()
-        except RuntimeError:  # interpreter shutdown: no new thread can start
+        if not begin(self._thread):
             self._thread = None
 
     def _after_fork(self) -> None:
         ran, self._thread = self._thread is not None, None
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # the parent may have held it
+        self._changed = EventCount()
         if ran and self._schedules and not self._closed:
             # The pause lets the other parts of the cache finish with the fork.
             self._start(AFTER_FORK)
 
     def _forget(self, schedule: Schedule) -> None:
-        with self._changed:
+        with self._lock:
             if self._schedules.get(schedule.name) is schedule:
                 kept = {k: v for k, v in self._schedules.items() if k != schedule.name}
                 self._schedules = kept
@@ -343,25 +343,18 @@ class Scheduler:
         return Daily(at, zone_of(tz)) if at is not None else Cron(cron, zone_of(tz))
 
 
-def _turn(owner: weakref.ref[Scheduler], changed: threading.Condition, pause: float) -> None:
+def _turn(owner: weakref.ref[Scheduler], changed: EventCount, pause: float) -> None:
     """The thread. While it waits it does not hold the scheduler, so that one that was dropped
     can go."""
-    with changed:
-        if pause:
-            changed.wait(pause)
-    while (scheduler := owner()) is not None and not scheduler._closed:
-        known = scheduler._added
+    changed.wait(changed.now, pause)
+    while True:
+        seen = changed.now
+        scheduler = owner()
+        if scheduler is None or scheduler._closed:
+            return
         pause = scheduler.run_due()
-        with changed:
-            if scheduler._added == known and not scheduler._closed:
-                del scheduler
-                changed.wait(pause)
-
-
-def _wake(changed: threading.Condition) -> None:
-    """The scheduler was dropped: its thread may end at once."""
-    with changed:
-        changed.notify_all()
+        del scheduler
+        changed.wait(seen, pause)
 
 
 def _listed(names: Names) -> list[str]:

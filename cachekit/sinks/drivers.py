@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..core.threads import begin
 from ..errors import ConfigurationError
 from .statements import MARK
 
@@ -106,9 +107,7 @@ def _roams(connection: sqlite3.Connection) -> bool:
             answers.append(True)
 
     thread = threading.Thread(target=ask, name="cachekit-sink-check", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # interpreter shutdown
+    if not begin(thread):
         return False
     thread.join()
     return bool(answers)

@@ -12,7 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ..core.deadline import Deadline
+from ..core.eventcount import Flag
 from ..core.ops import Flushed
+from ..core.threads import begin
 from ..errors import BackendError
 from ..observe import log
 from ..runtime import Runtime, drive
@@ -48,12 +50,9 @@ class _Call(Generic[T]):
     def start(self, name: str) -> bool:
         """False where no thread starts: the interpreter ends, or there are too many."""
         thread = threading.Thread(target=self.here, name=name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            return False
-        self._thread = thread
-        return True
+        if begin(thread):
+            self._thread = thread
+        return self._thread is not None
 
     def here(self) -> None:
         try:
@@ -180,7 +179,7 @@ class Closing:
     def _begin_anew(self) -> None:
         self._lock = threading.RLock()  # a signal handler may close too
         self._closer: int | None = None
-        self._done = threading.Event()
+        self._done = Flag()
 
     def close(self, timeout: float, plans: Plans | None) -> None:
         self.begun = True
@@ -206,7 +205,7 @@ class Closing:
             if self.over or self._closer is not None:
                 return False
             self._closer = threading.get_ident()
-            self._done = threading.Event()
+            self._done = Flag()
             return True
 
     def _inside(self) -> bool:

@@ -13,10 +13,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..core.deadline import Deadline
+from ..core.threads import begin
 from ..errors import BackendError, CacheKitError
 from ..logs.queue import Marks
 from ..observe import log
@@ -87,8 +87,7 @@ class Watch:
 def aside(close: Callable[[], object]) -> None:
     """Close in a thread of its own: whoever asks may hold what that waits for. Where no thread
     starts the interpreter ends, and the exit does it."""
-    with suppress(RuntimeError):
-        threading.Thread(target=close, name="cachekit-end", daemon=True).start()
+    begin(threading.Thread(target=close, name="cachekit-end", daemon=True))
 
 
 def last_flush(strategy: WriteBack) -> None:

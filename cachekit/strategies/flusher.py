@@ -16,9 +16,11 @@ from contextlib import suppress
 from tenacity.stop import stop_after_attempt, stop_base
 from tenacity.wait import wait_base, wait_random_exponential
 
+from ..core.eventcount import Flag
 from ..core.ops import Flushed, Op
 from ..core.outcome import Outcome
 from ..core.policy import Batching, Retrying
+from ..core.threads import begin
 from ..errors import BackendError
 from ..logs.queue import Queue
 from ..observe import Meter, log
@@ -83,7 +85,7 @@ class Flusher:
         self._looks = False  # whether a loop will look after the worker of another
         self.worker: object | None = None  # a thread, or the world of a loop
         self.token: object = None  # of the one worker that may work
-        self._ending = threading.Event()
+        self._ending = Flag()
         self._next_batch = 0.0
         self.trouble = ""  # why the source takes nothing now
         self.exiting = False  # the interpreter is ending: nothing is parked any more
@@ -128,9 +130,7 @@ class Flusher:
             daemon=True,
         )
         self.worker = thread
-        try:
-            thread.start()
-        except RuntimeError:  # interpreter shutdown: written by ``drain`` instead
+        if not begin(thread):  # written by ``drain`` instead
             self.worker = None
             self.threadless = True
 
@@ -250,7 +250,7 @@ class Flusher:
 
     @property
     def ended(self) -> bool:
-        return self._ending.is_set()
+        return self._ending.is_set
 
     async def pause(self, world: AnyWorld, seconds: float) -> None:
         """Wait, but not beyond the order to end."""

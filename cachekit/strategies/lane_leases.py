@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from ..core.buffer import Buffer
+from ..core.eventcount import Flag
 from ..core.ops import Op
+from ..core.threads import begin
 from ..protocols import Record
 
 LEASES = 6.0
@@ -107,7 +109,7 @@ class LaneLeases:
         self._clock = clock
         self._lease = lease
         self._end: float | None = None  # until when what goes on is waited for
-        self._stop = threading.Event()  # the running thread's
+        self._stop = Flag()  # the running thread's
         self._thread: threading.Thread | None = None
 
     @property
@@ -120,18 +122,15 @@ class LaneLeases:
         self._end = self._clock() + seconds + LEASES * self._lease
         if self._thread is not None and self._thread.is_alive():
             return
-        self._stop = threading.Event()
+        self._stop = Flag()
         thread = threading.Thread(
             target=_renew,
             args=(weakref.ref(owner), self._stop, self._lease / 3),
             name="cachekit-lanes",
             daemon=True,
         )
-        try:
-            thread.start()
-        except RuntimeError:  # interpreter shutdown: no new thread can start
-            return
-        self._thread = thread
+        if begin(thread):
+            self._thread = thread
 
     def back(self) -> None:
         """It has answered."""
@@ -142,7 +141,7 @@ class LaneLeases:
         self._thread = None
 
 
-def _renew(held: weakref.ref[Owner], stop: threading.Event, pause: float) -> None:
+def _renew(held: weakref.ref[Owner], stop: Flag, pause: float) -> None:
     while not stop.wait(pause):
         owner = held()
         if owner is None or not owner.prolong():

@@ -9,7 +9,9 @@ from __future__ import annotations
 import threading
 import weakref
 
+from ..core.eventcount import EventCount
 from ..core.policy import Policy
+from ..core.threads import begin
 from ..errors import BackendError
 from ..observe import Meter
 from ..packing import Right
@@ -44,7 +46,7 @@ class Keeper:
         self._shortest = LONGEST_PAUSE * 4
         self._running = False
         self._idle = 0
-        self.wake = threading.Event()
+        self.wake = EventCount()
         self._closed = False
 
     @property
@@ -59,7 +61,7 @@ class Keeper:
         self._held[right.token] = _Held(key, right.token, policy.lease, now, end)
         if policy.lease < self._shortest:
             self._shortest = policy.lease
-            self.wake.set()  # the thread may be asleep for longer than this lease allows
+            self.wake.advance()  # the thread may be asleep for longer than this lease allows
         if not self._running and not self._closed:
             self._start()
 
@@ -71,11 +73,10 @@ class Keeper:
             if self._running:
                 return
             self._running = True
-        try:
-            threading.Thread(
-                target=_run, args=(weakref.ref(self),), name="cachekit-leases", daemon=True
-            ).start()
-        except RuntimeError:  # interpreter shutdown: no new thread can start
+        thread = threading.Thread(
+            target=_run, args=(weakref.ref(self),), name="cachekit-leases", daemon=True
+        )
+        if not begin(thread):
             self._running = False
 
     def renew(self) -> bool:
@@ -112,12 +113,12 @@ class Keeper:
 
     def close(self) -> None:
         self._closed = True
-        self.wake.set()
+        self.wake.advance()
 
     def reset_after_fork(self) -> None:
         self._held = {}
         self._running = False
-        self.wake = threading.Event()
+        self.wake = EventCount()
 
 
 def _run(keeper: weakref.ref[Keeper]) -> None:
@@ -127,10 +128,11 @@ def _run(keeper: weakref.ref[Keeper]) -> None:
         held = keeper()
         if held is None:
             return
-        wake, pause = held.wake, held.pause
+        wake = held.wake
+        seen = wake.now
+        pause = held.pause
         del held
-        wake.wait(pause)
-        wake.clear()
+        wake.wait(seen, pause)
         held = keeper()
         if held is None or not held.renew():
             return

@@ -314,7 +314,7 @@ async def _replay(invalidator: Any, world: ScheduledWorld) -> None:
     """What ``Invalidator._replay`` does, with a suspension at each wait and far call."""
     pause = 0.1
     try:
-        while len(invalidator.pending) and not invalidator._closed.is_set():
+        while len(invalidator.pending) and not invalidator._closed.is_set:
             await world.sleep(pause)
             try:
                 invalidator.pending.sync()
@@ -324,5 +324,5 @@ async def _replay(invalidator: Any, world: ScheduledWorld) -> None:
                 pause = min(pause * 2, 1.0)
     finally:
         invalidator._replaying.release()
-    if len(invalidator.pending) and not invalidator._closed.is_set():
+    if len(invalidator.pending) and not invalidator._closed.is_set:
         invalidator.postpone(())

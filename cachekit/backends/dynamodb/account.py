@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ...core.deadline import Deadline
+from ...core.eventcount import Flag
+from ...core.threads import begin
 from ...errors import BackendError, BackendRefused, BackendTimeout, BackendUnavailable
 from .faults import code_of, translated
 from .items import KEY, TTL
@@ -98,11 +100,9 @@ class Account:
             opening = self._opening
             if opening is None:
                 opening = self._opening = _Opening(self._open)
-                try:
-                    opening.start()
-                except RuntimeError as gone:  # interpreter shutdown: no new thread can start
+                if not opening.start():
                     self._opening = None
-                    raise BackendUnavailable("the interpreter is ending") from gone
+                    raise BackendUnavailable("the interpreter is ending")
         if not opening.done.wait(deadline.left()):
             raise TimeoutError("the client is not ready yet")
         if (failed := opening.error) is not None:
@@ -174,15 +174,17 @@ class _Opening:
     """One attempt to make a client."""
 
     def __init__(self, work: Callable[[_Opening], None]) -> None:
-        self.done = threading.Event()
+        self.done = Flag()
         self.client: Any = None
         self.error: BackendError | None = BackendUnavailable("dynamodb: it was broken off")
         self._work = work
 
-    def start(self) -> None:
-        threading.Thread(
-            target=self._work, args=(self,), name="cachekit-dynamodb-open", daemon=True
-        ).start()
+    def start(self) -> bool:
+        return begin(
+            threading.Thread(
+                target=self._work, args=(self,), name="cachekit-dynamodb-open", daemon=True
+            )
+        )
 
 
 def check_retries(client: Any) -> None:

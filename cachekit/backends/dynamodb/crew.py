@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from ...core.deadline import Deadline
+from ...core.threads import begin
 from ...errors import BackendError, BackendTimeout
 
 T = TypeVar("T")
@@ -49,9 +50,7 @@ def carry_out(jobs: Sequence[Callable[[], T]], deadline: Deadline) -> list[T]:
     ]
     started = []
     for hand in hands:
-        try:
-            hand.start()
-        except RuntimeError:  # interpreter shutdown: no new thread can start
+        if not begin(hand):
             break
         started.append(hand)
     try:

@@ -12,9 +12,11 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+from ...core.eventcount import EventCount
 from .resolve import resolve
 from .wire import (
     NOT_ENOUGH,
@@ -168,7 +170,8 @@ class Pool:
         self._address = address
         self._login = login
         self._idle: list[Connection] = []
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # a finaliser may come back here
+        self._changed = EventCount()
         self._open = 0
         self._waiting = 0
         self._closed = False
@@ -199,28 +202,27 @@ class Pool:
 
     def _wait(self, until: float) -> Connection | None:
         """An idle connection, or None for the right to open one."""
-        with self._changed:
-            self._waiting += 1  # before looking again: who gives back from here on will notify
-            try:
-                while True:
-                    if self._idle:
-                        try:
-                            return self._idle.pop()
-                        except IndexError:
-                            continue
+        with self._lock:
+            self._waiting += 1  # before looking again: who gives back from here on will tell
+        try:
+            while True:
+                seen = self._changed.now
+                with self._lock:
+                    with suppress(IndexError):
+                        return self._idle.pop()
                     if self._open < self._login.max_connections:
                         self._open += 1
                         return None
-                    if not self._changed.wait(remaining(until)):
-                        raise TimeoutError("no connection of the pool came free in time")
-            finally:
+                if not self._changed.wait(seen, remaining(until)):
+                    raise TimeoutError("no connection of the pool came free in time")
+        finally:
+            with self._lock:
                 self._waiting -= 1
 
     def give(self, connection: Connection) -> None:
         self._idle.append(connection)
         if self._waiting:
-            with self._changed:
-                self._changed.notify()
+            self._changed.advance_one()
         if self._closed:
             self.close()
 
@@ -233,9 +235,9 @@ class Pool:
         self._forget_one()
 
     def _forget_one(self) -> None:
-        with self._changed:
+        with self._lock:
             self._open -= 1
-            self._changed.notify()
+        self._changed.advance_one()
 
     def close(self) -> None:
         self._closed = True

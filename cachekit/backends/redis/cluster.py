@@ -7,7 +7,6 @@ new map, which is asked for beside them.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
 import threading
 import time
@@ -16,6 +15,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from redis.crc import key_slot
 
+from ...core.eventcount import Flag
+from ...core.threads import begin
 from ...runtime import drive
 from .blocking import BlockingWire
 from .health import LONGEST, SHORTEST, Health
@@ -44,7 +45,36 @@ RELEARN = frozenset({"MOVED", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING"
 STEADY = 4 * LONGEST  # seconds without need after which the pauses begin anew
 REFRESH = 2.0  # seconds for one question for the map, half of what is left for each node
 
-Flight = concurrent.futures.Future[Exception | None] | asyncio.Task[Exception | None]
+
+class _Errand:
+    """A flight in a thread. What a Future's callers hold while they begin to wait, an exception
+    out of a signal handler could leave held."""
+
+    def __init__(self) -> None:
+        self._landed = Flag()
+        self._problem: Exception | None = None
+        self._error: BaseException | None = None
+
+    def land(self, problem: Exception | None, error: BaseException | None = None) -> None:
+        self._problem, self._error = problem, error
+        self._landed.set()
+
+    def wait(self, seconds: float) -> None:
+        self._landed.wait(seconds)
+
+    def done(self) -> bool:
+        return self._landed.is_set
+
+    def cancelled(self) -> bool:
+        return False
+
+    def result(self) -> Exception | None:
+        if self._error is not None:
+            raise self._error
+        return self._problem
+
+
+Flight = _Errand | asyncio.Task[Exception | None]
 
 
 class SlotMap:
@@ -110,7 +140,7 @@ class Charts:
             if isinstance(flight, asyncio.Task):
                 await asyncio.wait({flight}, timeout=left)
             else:
-                concurrent.futures.wait([flight], timeout=left)
+                flight.wait(left)
             if not flight.done():
                 raise TimeoutError("no node told the cluster's slots before the call's deadline")
             if flight.cancelled():
@@ -141,19 +171,17 @@ class Charts:
         name = "cachekit-cluster-slots"
         if not self._threads:
             return asyncio.get_running_loop().create_task(self._learn(until), name=name)
-        flight: concurrent.futures.Future[Exception | None] = concurrent.futures.Future()
+        flight = _Errand()
 
         def run() -> None:
             try:
-                flight.set_result(drive(self._learn(until)))
+                flight.land(drive(self._learn(until)))
             except BaseException as error:  # belongs to whoever waits
-                flight.set_exception(error)
+                flight.land(None, error)
             if self._closed:  # what it opened meanwhile
                 drive(self._wire.close())
 
-        try:
-            threading.Thread(target=run, name=name, daemon=True).start()
-        except RuntimeError:  # interpreter shutdown: no new thread can start
+        if not begin(threading.Thread(target=run, name=name, daemon=True)):
             run()
         return flight
 

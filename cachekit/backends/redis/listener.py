@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
 
+from ...core.threads import begin
 from .line import Halt, Line, Stopped
 from .options import Options, Topology
 from .wire import CLOSING_CODES, Address, ErrorReply, Login, NotMaster, Reply, remaining
@@ -56,12 +57,10 @@ class Listener:
             return self._deaf(error)
         self.pid = os.getpid()
         _running.add(self)
-        try:
-            threading.Thread(target=self._run, name=self.name, daemon=True).start()
-        except RuntimeError as error:  # out of threads, or at exit
+        if not begin(threading.Thread(target=self._run, name=self.name, daemon=True)):
             _running.discard(self)
             halt.close()
-            return self._deaf(error)
+            return self._deaf(RuntimeError("no thread starts"))
         return halt.stop
 
     def _deaf(self, error: Exception) -> Callable[[], None]:

@@ -7,6 +7,7 @@ import socket
 import threading
 from typing import Any
 
+from ...core.eventcount import Flag
 from .wire import Address, remaining
 
 Target = tuple[int, Any]  # address family, what connect() takes
@@ -16,7 +17,7 @@ class _Lookup:
     """One running getaddrinfo; its thread ends with it, whoever still waits."""
 
     def __init__(self, address: Address) -> None:
-        self.done = threading.Event()
+        self.done = Flag()
         self.targets: list[Target] = []
         self.error: OSError | None = None
         self.address = address

@@ -1,0 +1,176 @@
+"""Exceptions out of signal handlers while a thread waits for others: each comes out as itself, and
+what was waited for works on."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cachekit
+from cachekit.backends import sqlite_gate
+from cachekit.backends.pool import Pool
+from cachekit.backends.redis.blocking import Pool as RedisPool
+from cachekit.backends.redis.wire import Address, Login
+from cachekit.backends.sqlite_gate import _Gate
+from cachekit.core.deadline import Deadline
+from cachekit.core.ops import OpKind
+from cachekit.logs.memory import MemoryLog
+from cachekit.runtime import Runtime
+from cachekit.testing.interrupts import Interrupted, interrupt_after
+
+PACKAGE = Path(cachekit.__file__).parent
+PLACES = (str(PACKAGE), threading.__file__)
+LONG = 10.0
+SHORT = 0.01
+
+
+def at_every_place(work: Callable[[], object], works_on: Callable[[], object]) -> None:
+    """``works_on`` is called by another thread, which must come to its end."""
+    for steps in range(1, 2000):
+        broken = interrupt_after(steps, work, within=PLACES)
+        ended: list[object] = []
+        thread = threading.Thread(target=lambda done=ended: done.append(works_on()), daemon=True)
+        thread.start()
+        thread.join(LONG)
+        assert ended, f"after {steps} places"
+        if not broken:
+            assert steps > 6
+            return
+    raise AssertionError("it never ended")
+
+
+def full_log() -> MemoryLog:
+    log = MemoryLog(time.monotonic, 1, "lane")
+    with log.lock:
+        assert log.append_now(OpKind.PUT, "k", 1) is not None
+        assert log.append_now(OpKind.PUT, "other", 1) is None
+    return log
+
+
+def test_a_wait_for_room_in_a_memory_log() -> None:
+    log = full_log()
+    at_every_place(lambda: log.wait_for_room(SHORT), lambda: (log.wake(), log.due_in(9, 9)))
+    assert not log._changed._waiting
+
+
+def test_a_wait_for_what_is_flushed() -> None:
+    log = full_log()
+    marks = (1,)
+    at_every_place(lambda: log.wait_until_done(marks, SHORT), lambda: (log.wake(), log.busy))
+
+
+def test_a_wait_for_work() -> None:
+    log = full_log()
+    at_every_place(lambda: log.wait_for_work(9, LONG, SHORT), lambda: (log.wake(), log.attended))
+    assert len(log._idle) < 3  # one may stay where the interrupted thread took itself out
+
+
+def test_a_flush_wakes_up_when_it_is_done_and_not_before() -> None:
+    log = full_log()
+    world = Runtime().threads
+    waited: list[float] = []
+
+    def wait() -> None:
+        began = time.monotonic()
+        log.wait_until_done((1,), LONG)
+        waited.append(time.monotonic() - began)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    time.sleep(0.05)
+    log.wake()
+    time.sleep(0.05)
+    assert not waited
+    asyncio.run(log.ack(world, log.take(9)))
+    thread.join(LONG)
+    assert waited
+    assert waited[0] < LONG / 2
+
+
+class Link:
+    """A connection that is always ready."""
+
+
+def link_pool() -> Pool[Link]:
+    return Pool(
+        lambda deadline: Link(), lambda link: None, limit=1, ready=lambda link, deadline: True
+    )
+
+
+def test_a_wait_for_a_connection() -> None:
+    pool = link_pool()
+    held, go = threading.Event(), threading.Event()
+
+    def hold(link: Link) -> None:
+        held.set()
+        go.wait(6 * LONG)
+
+    holder = threading.Thread(
+        target=lambda: pool.use(Deadline(LONG, time.monotonic), hold), daemon=True
+    )
+    holder.start()
+    assert held.wait(LONG)
+
+    def use(seconds: float) -> None:
+        with pytest.raises((TimeoutError, Interrupted)) as told:
+            pool.use(Deadline(seconds, time.monotonic), lambda link: None)
+        if told.type is Interrupted:
+            raise told.value
+
+    at_every_place(lambda: use(SHORT), lambda: use(SHORT))
+    go.set()
+    holder.join(LONG)
+    pool.use(Deadline(LONG, time.monotonic), lambda link: None)
+
+
+def test_a_wait_for_a_connection_to_redis() -> None:
+    pool = RedisPool(Address("127.0.0.1", 1), Login(max_connections=1))
+    pool._open = 1  # in use by another
+
+    def take(seconds: float) -> None:
+        with pytest.raises((TimeoutError, Interrupted)) as told:
+            pool.take(time.monotonic() + seconds)
+        if told.type is Interrupted:
+            raise told.value
+
+    at_every_place(lambda: take(SHORT), lambda: take(SHORT))
+
+
+def test_a_gate_that_a_fork_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_gate, "DRAIN", 0.1)  # one that can not leave is waited for
+    gate = _Gate()
+
+    def through() -> None:
+        with gate:
+            pass
+
+    def fork() -> None:
+        gate.before_fork()
+        gate.in_parent()
+
+    at_every_place(through, fork)
+
+
+def test_no_part_of_the_package_waits_in_a_way_that_an_interrupt_can_spoil() -> None:
+    """What the callers' threads pass must have no Condition in it, and an Event is one."""
+    spoilt = {"Condition", "Event", "Semaphore", "BoundedSemaphore", "Barrier"}
+    found: list[Any] = []
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] in ("testing", "bench"):
+            continue
+        found += [
+            f"{path.name}:{node.lineno}"
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute)
+            and node.attr in spoilt
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "threading"
+        ]
+    assert not found
