@@ -17,12 +17,21 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class Right:
+    """To open one connection."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Pool(Generic[C]):
     """At most ``limit`` connections of one kind, each used by one thread at a time.
 
     A connection whose use raised anything at all is thrown away, never given out again. Before
     an idle one is used, ``ready`` says whether it still is. After fork the child starts empty:
     it ``abandon``s the parent's idle connections (default: close them).
+
+    Those that live are counted, by weak references, not those that came and went: one that an
+    exception out of a signal handler lets fall takes no place for ever.
     """
 
     def __init__(
@@ -42,7 +51,7 @@ class Pool(Generic[C]):
         self._lock = threading.RLock()  # a finaliser may come back here
         self._free = EventCount()
         self._idle: list[C] = []
-        self._open = 0
+        self._alive: weakref.WeakSet[C | Right] = weakref.WeakSet()
         self._waiting = 0
         self._turn = 0  # moved by close: connections of an earlier turn do not come back
         self._closed = False
@@ -64,12 +73,12 @@ class Pool(Generic[C]):
             connection, turn = self._other(deadline)
         else:
             if not self._ready(connection, deadline):
-                self._drop(connection, turn)
+                self._drop(connection)
                 connection, turn = self._other(deadline)
         try:
             answer = step(connection, *args, **kwargs)
         except BaseException:
-            self._drop(connection, turn)
+            self._drop(connection)
             raise
         self._give(connection, turn)
         return answer
@@ -78,7 +87,8 @@ class Pool(Generic[C]):
         """Close the connections that are not in use; the next call opens one anew."""
         with self._lock:
             idle, self._idle = self._idle, []
-            self._open -= len(idle)
+            for connection in idle:
+                self._alive.discard(connection)
         for connection in idle:
             self._close(connection)
 
@@ -90,7 +100,7 @@ class Pool(Generic[C]):
             self._closed = True
             self._turn += 1
             idle, self._idle = self._idle, []
-            self._open = 0
+            self._alive = weakref.WeakSet()
         self._free.advance()
         for connection in idle:
             self._close(connection)
@@ -100,23 +110,28 @@ class Pool(Generic[C]):
         while True:
             seen = self._free.now
             with self._lock:
-                turn, connection = self._turn, None
+                turn, alive, connection = self._turn, self._alive, None
                 with contextlib.suppress(IndexError):  # the usual way takes no lock
                     connection = self._idle.pop()
-                if connection is None and self._open < self._limit:
-                    self._open += 1
+                if connection is None and len(alive) < self._limit:
+                    right = Right()
+                    alive.add(right)
                     break
             if connection is None:
                 self._wait(seen, deadline)
                 continue
             if self._ready(connection, deadline):
                 return connection, turn
-            self._drop(connection, turn)
+            self._drop(connection)
         try:
-            return self._connect(deadline), turn
+            connection = self._connect(deadline)
+            alive.add(connection)
+            return connection, turn
         except BaseException:
-            self._leave(turn)
+            self._free.advance_one()
             raise
+        finally:
+            alive.discard(right)
 
     def _wait(self, seen: object, deadline: Deadline) -> None:
         with self._lock:
@@ -131,7 +146,7 @@ class Pool(Generic[C]):
 
     def _give(self, connection: C, turn: int) -> None:
         if turn != self._turn or self._closed:
-            self._drop(connection, turn)
+            self._drop(connection)
             return
         idle = self._idle
         idle.append(connection)
@@ -139,25 +154,20 @@ class Pool(Generic[C]):
             # Closed in this very moment: who gets it out of the list closes it.
             with contextlib.suppress(ValueError):
                 idle.remove(connection)
-                self._drop(connection, turn)
+                self._drop(connection)
         elif self._waiting:
             self._free.advance_one()
 
-    def _drop(self, connection: C, turn: int) -> None:
-        self._leave(turn)
-        self._close(connection)
-
-    def _leave(self, turn: int) -> None:
-        with self._lock:
-            if turn == self._turn:
-                self._open -= 1
+    def _drop(self, connection: C) -> None:
+        self._alive.discard(connection)
         self._free.advance_one()
+        self._close(connection)
 
     def _after_fork(self) -> None:
         self._lock = threading.RLock()  # the parent may have held it
         self._free = EventCount()
         inherited, self._idle = self._idle, []
-        self._open = self._waiting = 0
+        self._alive, self._waiting = weakref.WeakSet(), 0
         self._turn += 1
         for connection in inherited:
             self._abandon(connection)

@@ -175,8 +175,8 @@ class Buffer:
 
     def park(self, op: Op, error: str) -> None:
         """A dead letter: the operation leaves the queue with its error, and stays listed."""
+        self.dead.append(Dead(op, error))  # first: it is never nowhere
         self.ack((op,))
-        self.dead.append(Dead(op, error))
 
     def oldest(self) -> float | None:
         """When the oldest unwritten operation was accepted. May be asked beside any other step."""

@@ -36,7 +36,7 @@ WAIT = 30.0  # seconds for one of them to come free
 _STATEMENTS = 256  # kept, one for each set of columns and number of rows
 MOST_ROWS, LEAST_ROWS = 256, 8  # of one statement, powers of two
 
-_inherited: list[Any] = []  # a parent's connections: neither used nor closed in the child
+_inherited: list[_Kept] = []  # a parent's connections: neither used nor closed in the child
 
 
 class _Source(NamedTuple):
@@ -44,6 +44,13 @@ class _Source(NamedTuple):
 
     driver: Driver
     columns: frozenset[str]
+
+
+class _Kept:
+    """One connection of the pool, which counts those that live; not every driver's can be asked."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
 
 
 class DBAPISink:
@@ -103,9 +110,9 @@ class DBAPISink:
             statements.quoted(column)
         self._source: _Source | None = None
         self._upserts: dict[tuple[tuple[str, ...], int], str] = {}
-        self._pool: Pool[Any] = Pool(
-            lambda deadline: self._open(),
-            close,
+        self._pool: Pool[_Kept] = Pool(
+            lambda deadline: _Kept(self._open()),
+            lambda kept: close(kept.connection),
             limit=CONNECTIONS,
             ready=lambda connection, deadline: True,
             abandon=_inherited.append,
@@ -192,12 +199,13 @@ class DBAPISink:
     def _lend(self, driver: Driver, step: Callable[[Any], T]) -> T:
         """With a connection of the pool, which keeps it unless it may be lost."""
 
-        def attempt(connection: Any) -> tuple[T] | Exception:
+        def attempt(kept: _Kept) -> tuple[T] | Exception:
+            connection = kept.connection
             try:
                 return (step(connection),)
             except Exception as error:
-                kept = not is_loss(error) and (driver.sqlite or is_in_step(error))
-                if not kept or not _undone(connection):
+                whole = not is_loss(error) and (driver.sqlite or is_in_step(error))
+                if not whole or not _undone(connection):
                     raise
                 return error
 

@@ -310,7 +310,14 @@ class Drain(LaneOwner):
         return standing.newest, standing.dead
 
     async def undone(self, world: AnyWorld, marks: Marks, seconds: float) -> int:
-        return await self.log.left(world, marks, world.deadline(seconds))
+        left = await self.log.left(world, marks, world.deadline(seconds))
+        # Out of the log, but not taken note of here: whoever has flushed looks at that next.
+        return left or self._owed(marks)
+
+    def _owed(self, marks: Marks) -> int:
+        with self._lock:
+            owed = [op for lane in self._lanes for op in lane.owed.ops]
+        return sum(self.reaches(op, marks) for op in owed)
 
     def dead(self) -> list[Dead]:
         """What this process parked lately."""

@@ -8,10 +8,12 @@ of exceptions, or none, has the next instruction: the end of a ``with`` body by 
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, Final
@@ -22,6 +24,8 @@ _HANDLERS_RUN_AFTER: Final = frozenset({
     "POP_JUMP_BACKWARD_IF_FALSE", "POP_JUMP_BACKWARD_IF_TRUE", "POP_JUMP_BACKWARD_IF_NONE",
     "POP_JUMP_BACKWARD_IF_NOT_NONE",
 })  # fmt: skip
+_BEGINNINGS: Final = frozenset({"RESUME", "COPY_FREE_VARS", "MAKE_CELL", "RETURN_GENERATOR"})
+_TOOL: Final = 4  # of sys.monitoring's, which nobody else claims
 
 
 class Interrupted(BaseException):
@@ -33,38 +37,88 @@ def interrupt_after(
 ) -> bool:
     """Raise in ``call`` after so many places within the code of files and folders (default: this
     package's). Whether it was interrupted; False: it was over before."""
-    left = steps
-
-    def enter(frame: FrameType, event: str, arg: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(within):
-            return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        code, last, before = frame.f_code.co_code, "RESUME", 0
-
-        def step(frame: FrameType, event: str, arg: Any) -> Any:
-            nonlocal left, last, before
-            if event == "opcode":
-                at = frame.f_lasti
-                ran, last = last, dis.opname[code[at]]
-                if ran in _HANDLERS_RUN_AFTER and _caught(frame, before) == _caught(frame, at):
-                    left -= 1
-                before = at
-                if left == 0:
-                    sys.settrace(None)
-                    raise Interrupted
-            return step
-
-        return step
-
-    before = sys.gettrace()
-    sys.settrace(enter)
     try:
-        call()
+        with _watched(_Watch(steps, within)):
+            call()
     except Interrupted:
         return True
-    finally:
-        sys.settrace(before)
     return False
+
+
+class _Watch:
+    """Looks at one instruction after the other, just before it runs."""
+
+    def __init__(self, steps: int, within: str | tuple[str, ...]) -> None:
+        self.within = within
+        self._left = steps
+        self._last: dict[int, tuple[str, int]] = {}  # by frame: what ran, and where
+
+    def begin(self, frame: FrameType) -> None:
+        self._last[id(frame)] = "RESUME", 0
+
+    def look(self, frame: FrameType, at: int) -> None:
+        name = dis.opname[frame.f_code.co_code[at]]
+        ran, before = self._last.get(id(frame), ("", 0))
+        self._last[id(frame)] = name, at
+        # A frame may have the address of an earlier one.
+        if name in _BEGINNINGS or ran not in _HANDLERS_RUN_AFTER:
+            return
+        if _caught(frame, before) == _caught(frame, at):
+            self._left -= 1
+            if not self._left:
+                raise Interrupted
+
+
+if sys.version_info >= (3, 12):
+
+    @contextlib.contextmanager
+    def _watched(watch: _Watch) -> Iterator[None]:
+        """Settrace misses instructions there before 3.13.1."""
+        monitoring, thread = sys.monitoring, threading.get_ident()
+
+        def look(code: CodeType, at: int) -> None:
+            if threading.get_ident() == thread and code.co_filename.startswith(watch.within):
+                try:
+                    watch.look(sys._getframe(1), at)
+                except Interrupted:
+                    monitoring.set_events(_TOOL, 0)
+                    raise
+
+        monitoring.use_tool_id(_TOOL, "interrupts")
+        try:
+            monitoring.register_callback(_TOOL, monitoring.events.INSTRUCTION, look)
+            monitoring.set_events(_TOOL, monitoring.events.INSTRUCTION)
+            yield
+        finally:
+            monitoring.set_events(_TOOL, 0)
+            monitoring.free_tool_id(_TOOL)
+
+else:
+
+    @contextlib.contextmanager
+    def _watched(watch: _Watch) -> Iterator[None]:
+        def enter(frame: FrameType, event: str, arg: Any) -> Any:
+            if not frame.f_code.co_filename.startswith(watch.within):
+                return None
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            watch.begin(frame)
+            return step
+
+        def step(frame: FrameType, event: str, arg: Any) -> Any:
+            if event == "opcode":
+                try:
+                    watch.look(frame, frame.f_lasti)
+                except Interrupted:
+                    sys.settrace(None)
+                    raise
+            return step
+
+        before = sys.gettrace()
+        sys.settrace(enter)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
 
 
 def _caught(frame: FrameType, at: int) -> int | None:

@@ -106,3 +106,33 @@ def test_a_letter_is_outdated_by_what_went_past_its_log(
     assert book.flush(LONG).complete
     assert rows == {1: 1, 2: 2, 7: "newer"}
     book.close()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
+def test_what_a_flush_tells_as_parked_is_listed_when_it_returns(
+    kind: str, tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the log's answer is on its way."""
+    log = {"memory": "memory", "redis": redis_server.url, "sqlite": f"sqlite:///{tmp_path}/q.log"}
+    cache = Cache(redis_server.url, namespace=f"listed-{time.monotonic_ns()}")
+    book = WriteBack(
+        cache, key="i:{id}", name="i", log=log[kind], delay=0.0, retry=Retrying(attempts=1),
+        sink=lambda ops: {op.id: PermissionError("no") for op in ops},
+    )  # fmt: skip
+    book.put(0, "refused")
+    assert book.flush(LONG).parked == 1
+    if kind != "memory":
+        settle = book.log.log.settle
+
+        async def late(*given: Any) -> bool:
+            answer: bool = await settle(*given)
+            await given[0].sleep(0.3)
+            return answer
+
+        monkeypatch.setattr(book.log.log, "settle", late)
+    for n in range(1, 4):
+        book.put(n, "refused")
+        assert book.flush(LONG).parked == 1
+        assert [letter.op.id for letter in book.dead()] == list(range(n + 1))
+    book.close()

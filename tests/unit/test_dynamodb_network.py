@@ -121,7 +121,7 @@ def test_connections_are_kept_and_one_the_server_closed_is_noticed(desk: Desk) -
     (second,) = pool._idle
     assert second is not first
     store.close()
-    assert pool._open == 0
+    assert not pool._alive
 
 
 @pytest.mark.server

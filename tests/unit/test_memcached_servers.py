@@ -220,6 +220,6 @@ def test_no_more_connections_are_opened_than_the_url_allows(
     for thread in threads:
         thread.join(20)
     assert answers == [[None]] * 360
-    assert 1 <= len(pool._idle) == pool._open <= 2
+    assert 1 <= len(pool._idle) == len(pool._alive) <= 2
     drive(store.close())
-    assert (pool._idle, pool._open) == ([], 0)
+    assert (pool._idle, len(pool._alive)) == ([], 0)

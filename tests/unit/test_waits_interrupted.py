@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 
 import cachekit
+from cachekit import runtime
 from cachekit.backends import sqlite_gate
-from cachekit.backends.pool import Pool
+from cachekit.backends.pool import Pool, Right
+from cachekit.backends.redis.blocking import BlockingWire
 from cachekit.backends.redis.blocking import Pool as RedisPool
 from cachekit.backends.redis.wire import Address, Login
 from cachekit.backends.sqlite_gate import _Gate
@@ -24,6 +27,7 @@ from cachekit.core.ops import OpKind
 from cachekit.logs.memory import MemoryLog
 from cachekit.runtime import Runtime
 from cachekit.testing.interrupts import Interrupted, interrupt_after
+from cachekit.testing.servers import RedisServer
 
 PACKAGE = Path(cachekit.__file__).parent
 PLACES = (str(PACKAGE), threading.__file__)
@@ -132,7 +136,7 @@ def test_a_wait_for_a_connection() -> None:
 
 def test_a_wait_for_a_connection_to_redis() -> None:
     pool = RedisPool(Address("127.0.0.1", 1), Login(max_connections=1))
-    pool._open = 1  # in use by another
+    held = pool.reserve(time.monotonic() + LONG)  # in use by another
 
     def take(seconds: float) -> None:
         with pytest.raises((TimeoutError, Interrupted)) as told:
@@ -141,6 +145,57 @@ def test_a_wait_for_a_connection_to_redis() -> None:
             raise told.value
 
     at_every_place(lambda: take(SHORT), lambda: take(SHORT))
+    assert isinstance(held, Right)
+    pool.forget(held)
+    assert isinstance(pool.reserve(time.monotonic() + LONG), Right)
+
+
+def test_no_place_of_a_pool_is_lost_with_what_was_broken_off() -> None:
+    """Neither one to be opened nor one that was open."""
+    pool, now = link_pool(), time.monotonic
+    for warm in (False, True):
+        for steps in range(1, 500):
+            if not warm:
+                pool.close_idle()
+            broken = interrupt_after(
+                steps, lambda: pool.use(Deadline(LONG, now), lambda link: None)
+            )
+            gc.collect()
+            assert len(pool._alive) <= 1
+            assert pool.use(Deadline(SHORT, now), lambda link: type(link)) is Link
+            if not broken:
+                assert steps > 4
+                break
+
+
+def test_no_place_of_a_pool_of_redis_is_lost_with_what_was_broken_off(
+    redis_server: RedisServer,
+) -> None:
+    address = Address("127.0.0.1", redis_server.port)
+    wire = BlockingWire(Login(max_connections=1))
+    drive = runtime.drive
+
+    def ask() -> None:
+        until = time.monotonic() + LONG
+        assert drive(wire.call(address, [("ECHO", "1")], until)) == [b"1"]
+
+    def ask_two() -> None:
+        until = time.monotonic() + LONG
+        [found] = drive(wire.call_many([(address, [("ECHO", "1")])], until))
+        assert found == [b"1"]
+
+    for work in (ask, ask_two):
+        for cold in (True, False):
+            for steps in range(1, 5000, 3):
+                if cold:
+                    wire._pool(address).close()
+                    wire._pools.clear()
+                broken = interrupt_after(steps, work, within=str(PACKAGE / "backends"))
+                gc.collect()
+                ask()
+                if not broken:
+                    assert steps > 20
+                    break
 
 
 def test_a_gate_that_a_fork_closes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 from ...core.eventcount import EventCount
+from ..pool import Right
 from .resolve import resolve
 from .wire import (
     NOT_ENOUGH,
@@ -43,7 +45,7 @@ class Connection:
 
     ``run``: see ``wire.Replies``."""
 
-    __slots__ = ("_buffer", "_pending", "_poll", "_reader", "_socket", "run")
+    __slots__ = ("__weakref__", "_buffer", "_pending", "_poll", "_reader", "_socket", "run")
 
     def __init__(self, address: Address, login: Login, until: float) -> None:
         self.run = b""
@@ -172,36 +174,40 @@ class Pool:
         self._idle: list[Connection] = []
         self._lock = threading.RLock()  # a finaliser may come back here
         self._changed = EventCount()
-        self._open = 0
+        self._alive: WeakSet[Connection | Right] = WeakSet()
         self._waiting = 0
         self._closed = False
 
     def take(self, until: float) -> Connection:
-        return self.reserve(until) or self.open(until)
+        found = self.reserve(until)
+        return self.open(found, until) if isinstance(found, Right) else found
 
-    def reserve(self, until: float) -> Connection | None:
-        """An open connection, or None for the right to ``open`` one, which must be used."""
+    def reserve(self, until: float) -> Connection | Right:
+        """An open connection, or the right to ``open`` one."""
         while True:
             try:
                 connection = self._idle.pop()
             except IndexError:
                 found = self._wait(until)
-                if found is None:
-                    return None
+                if isinstance(found, Right):
+                    return found
                 connection = found
             if connection.is_quiet():
                 return connection
             self.discard(connection)
 
-    def open(self, until: float) -> Connection:
+    def open(self, right: Right, until: float) -> Connection:
         try:
-            return Connection(self._address, self._login, until)
+            connection = Connection(self._address, self._login, until)
+            self._alive.add(connection)
+            self._alive.discard(right)
+            return connection
         except BaseException:
-            self._forget_one()
+            self.forget(right)
             raise
 
-    def _wait(self, until: float) -> Connection | None:
-        """An idle connection, or None for the right to open one."""
+    def _wait(self, until: float) -> Connection | Right:
+        """An idle connection, or the right to open one."""
         with self._lock:
             self._waiting += 1  # before looking again: who gives back from here on will tell
         try:
@@ -210,9 +216,10 @@ class Pool:
                 with self._lock:
                     with suppress(IndexError):
                         return self._idle.pop()
-                    if self._open < self._login.max_connections:
-                        self._open += 1
-                        return None
+                    if len(self._alive) < self._login.max_connections:
+                        right = Right()
+                        self._alive.add(right)
+                        return right
                 if not self._changed.wait(seen, remaining(until)):
                     raise TimeoutError("no connection of the pool came free in time")
         finally:
@@ -228,15 +235,11 @@ class Pool:
 
     def discard(self, connection: Connection) -> None:
         connection.close()
-        self._forget_one()
+        self.forget(connection)
 
-    def give_up(self) -> None:
-        """The right to open a connection goes unused."""
-        self._forget_one()
-
-    def _forget_one(self) -> None:
-        with self._lock:
-            self._open -= 1
+    def forget(self, one: Connection | Right) -> None:
+        """It is no more, or the right goes unused."""
+        self._alive.discard(one)
         self._changed.advance_one()
 
     def close(self) -> None:
@@ -258,7 +261,7 @@ class _Exchange:
         self._until = until
         self._fair = (monotonic() + until) / 2  # who began later may say that others were slow
         self._late: set[int] = set()
-        self._to_open: list[tuple[int, Pool]] = []
+        self._to_open: list[tuple[int, Pool, Right]] = []
         self._held: list[tuple[int, Pool, Connection]] = []
 
     def reserve(self, i: int, pool: Pool) -> None:
@@ -267,16 +270,15 @@ class _Exchange:
         except TimeoutError as error:
             self.results[i] = NotTried(str(error))
             return
-        if connection is None:
-            self._to_open.append((i, pool))
+        if isinstance(connection, Right):
+            self._to_open.append((i, pool, connection))
         else:
             self._held.append((i, pool, connection))
             self._send(i, connection)
 
     def run(self) -> None:
         while self._to_open:
-            i, pool = self._to_open.pop(0)
-            self._connect(i, pool)
+            self._connect(*self._to_open.pop(0))
         while self._held:
             i, pool, connection = self._held[-1]
             if not isinstance(self.results[i], Exception):
@@ -289,19 +291,19 @@ class _Exchange:
                 pool.give(connection)
 
     def abandon(self) -> None:
-        for _, pool in self._to_open:
-            pool.give_up()
+        for _, pool, right in self._to_open:
+            pool.forget(right)
         for _, pool, connection in self._held:
             pool.discard(connection)
 
-    def _connect(self, i: int, pool: Pool) -> None:
+    def _connect(self, i: int, pool: Pool, right: Right) -> None:
         began = monotonic()
         if began >= self._until:
-            pool.give_up()
+            pool.forget(right)
             self.results[i] = NotTried("another server used up the call's time")
             return
         try:
-            connection = pool.open(self._until)
+            connection = pool.open(right, self._until)
         except Exception as error:
             self.results[i] = self._judged(error, began > self._fair)
             return
