@@ -1,9 +1,15 @@
-"""Starting threads."""
+"""Threads: to begin them, and to have their answers."""
 
 from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar, cast
+
+from .eventcount import Flag
+
+T = TypeVar("T")
 
 
 def begin(thread: threading.Thread) -> bool:
@@ -19,3 +25,35 @@ def begin(thread: threading.Thread) -> bool:
             raise cause from None
         return False
     return True
+
+
+class Errand(Generic[T]):
+    """An answer that others wait for. Not a Future: what its callers hold while they
+    begin to wait, an exception out of a signal handler could leave held."""
+
+    def __init__(self) -> None:
+        self._landed = Flag()
+        self._answer: T | None = None
+        self._error: BaseException | None = None
+
+    def run(self, work: Callable[[], T]) -> None:
+        try:
+            self._answer = work()
+        except BaseException as error:  # belongs to whoever waits
+            self._error = error
+        finally:
+            self._landed.set()
+
+    def wait(self, seconds: float) -> None:
+        self._landed.wait(seconds)
+
+    def done(self) -> bool:
+        return self._landed.is_set
+
+    def cancelled(self) -> bool:
+        return False
+
+    def result(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return cast(T, self._answer)

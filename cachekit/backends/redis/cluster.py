@@ -15,8 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from redis.crc import key_slot
 
-from ...core.eventcount import Flag
-from ...core.threads import begin
+from ...core.threads import Errand, begin
 from ...runtime import drive
 from .blocking import BlockingWire
 from .health import LONGEST, SHORTEST, Health
@@ -45,36 +44,7 @@ RELEARN = frozenset({"MOVED", "CLUSTERDOWN", "READONLY", "MASTERDOWN", "LOADING"
 STEADY = 4 * LONGEST  # seconds without need after which the pauses begin anew
 REFRESH = 2.0  # seconds for one question for the map, half of what is left for each node
 
-
-class _Errand:
-    """A flight in a thread. What a Future's callers hold while they begin to wait, an exception
-    out of a signal handler could leave held."""
-
-    def __init__(self) -> None:
-        self._landed = Flag()
-        self._problem: Exception | None = None
-        self._error: BaseException | None = None
-
-    def land(self, problem: Exception | None, error: BaseException | None = None) -> None:
-        self._problem, self._error = problem, error
-        self._landed.set()
-
-    def wait(self, seconds: float) -> None:
-        self._landed.wait(seconds)
-
-    def done(self) -> bool:
-        return self._landed.is_set
-
-    def cancelled(self) -> bool:
-        return False
-
-    def result(self) -> Exception | None:
-        if self._error is not None:
-            raise self._error
-        return self._problem
-
-
-Flight = _Errand | asyncio.Task[Exception | None]
+Flight = Errand[Exception | None] | asyncio.Task[Exception | None]
 
 
 class SlotMap:
@@ -171,13 +141,10 @@ class Charts:
         name = "cachekit-cluster-slots"
         if not self._threads:
             return asyncio.get_running_loop().create_task(self._learn(until), name=name)
-        flight = _Errand()
+        flight = Errand[Exception | None]()
 
         def run() -> None:
-            try:
-                flight.land(drive(self._learn(until)))
-            except BaseException as error:  # belongs to whoever waits
-                flight.land(None, error)
+            flight.run(lambda: drive(self._learn(until)))
             if self._closed:  # what it opened meanwhile
                 drive(self._wire.close())
 
