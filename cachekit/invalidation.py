@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from .core.deadline import Deadline
 from .core.eventcount import Flag
@@ -186,7 +187,16 @@ class Invalidator:
     def postpone(self, names: Sequence[Name]) -> None:
         """Queue for replay; a background thread replays until nothing is pending."""
         self.pending.add(names)
-        if self._replaying.acquire(blocking=False) and not self.runtime.background(self._replay):
+        if self._replaying.acquire(blocking=False):
+            began = False
+            try:
+                began = self.runtime.background(self._replay)
+            finally:
+                if not began:
+                    self._rest()
+
+    def _rest(self) -> None:
+        with suppress(RuntimeError):  # it was interrupted, and its thread ran all the same
             self._replaying.release()
 
     def withdraw(self, names: Iterable[Name]) -> None:
@@ -218,7 +228,7 @@ class Invalidator:
                     log.exception("replaying invalidations failed; it is tried again")
                     wait = 1.0
         finally:
-            self._replaying.release()
+            self._rest()
         if self._at_work() and not self._closed.is_set:
             self.postpone(())  # it came after the last look and took this thread for at work
 

@@ -268,7 +268,8 @@ class Runtime:
         )
         self._worlds: tuple[AnyWorld, ...] = (self.threads,)
         self._pool: ThreadPoolExecutor | None = None
-        self._running = 0
+        # Weak: one that an interrupt kept from its beginning is not counted for ever.
+        self._running: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._lock = threading.RLock()  # a finaliser or signal handler may come back here
         self._forked: list[weakref.WeakMethod[Callable[[], None]]] = []
         _runtimes.add(self)
@@ -325,24 +326,20 @@ class Runtime:
 
     def background(self, work: Callable[[], None]) -> bool:
         """Run in a daemon thread; False when too many run already or the process is ending."""
-        with self._lock:
-            if self._running >= BACKGROUND_LIMIT:
-                return False
-            self._running += 1
 
         def run() -> None:
             try:
                 work()
             finally:
-                with self._lock:
-                    self._running -= 1
+                self._running.discard(threading.current_thread())
 
         # A daemon of its own: background work must never hold up the interpreter's exit.
-        if not begin(threading.Thread(target=run, name="cachekit-background", daemon=True)):
-            with self._lock:
-                self._running -= 1
-            return False
-        return True
+        thread = threading.Thread(target=run, name="cachekit-background", daemon=True)
+        with self._lock:
+            if len(self._running) >= BACKGROUND_LIMIT:
+                return False
+            self._running.add(thread)
+        return begin(thread, lambda: self._running.discard(thread))
 
     def on_fork(self, reset: Callable[[], None]) -> None:
         """Call ``reset``, a method whose object this does not keep alive, in a forked child,
@@ -358,7 +355,7 @@ class Runtime:
 
     def _after_fork(self) -> None:
         self._lock, self.once = threading.RLock(), threading.Lock()
-        self._pool, self._running = None, 0
+        self._pool, self._running = None, weakref.WeakSet()
         self.threads.flights = FlightTable()
         self.threads.opened = {}  # the parent's sockets are the parent's
         self._loops, self._worlds = weakref.WeakKeyDictionary(), (self.threads,)

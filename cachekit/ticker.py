@@ -39,8 +39,11 @@ class Ticker:
             name="cachekit-ticker",
             daemon=True,
         )
-        if not begin(thread):
-            self._reset()
+        begin(thread, self._not_begun)
+
+    def _not_begun(self) -> None:
+        self._stop.set()
+        self._reset()
 
     def stop(self) -> None:
         self._stop.set()

@@ -12,19 +12,24 @@ from .eventcount import Flag
 T = TypeVar("T")
 
 
-def begin(thread: threading.Thread) -> bool:
+def begin(thread: threading.Thread, undo: Callable[[], object] | None = None) -> bool:
     """Start it. False: none starts any more, for the interpreter ends or there are too many.
 
     ``Thread.start`` waits for the thread's first step, and an exception out of a signal handler
-    that comes there can turn into a RuntimeError, which looks like those two: it is raised."""
-    outer = sys.exception()
+    that comes there can turn into a RuntimeError, which looks like those two: it is raised. The
+    thread may then run, or hang before its first step for ever. ``undo`` is called before anything
+    else than True comes out: what says that the thread runs must not stay."""
+    outer, began = sys.exception(), False
     try:
         thread.start()
+        began = True
     except RuntimeError as error:
         if (cause := error.__context__) is not None and cause is not outer:
             raise cause from None
-        return False
-    return True
+    finally:
+        if not began and undo is not None:
+            undo()
+    return began
 
 
 class Errand(Generic[T]):

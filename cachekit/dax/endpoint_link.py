@@ -117,10 +117,12 @@ class ClusterLink:
                 thread = threading.Thread(
                     target=self._connect, args=(attempt,), name="cachekit-dax", daemon=True
                 )
-                if not begin(thread):
-                    self._attempt = None
+                if not begin(thread, self._give_up):
                     return False
             return self._clock() < attempt.until
+
+    def _give_up(self) -> None:
+        self._attempt = None
 
     def client(self) -> Any:
         """The cluster's client, waited for while it connects for the first time; None: it can not

@@ -76,8 +76,10 @@ class Keeper:
         thread = threading.Thread(
             target=_run, args=(weakref.ref(self),), name="cachekit-leases", daemon=True
         )
-        if not begin(thread):
-            self._running = False
+        begin(thread, self._not_begun)
+
+    def _not_begun(self) -> None:
+        self._running = False
 
     def renew(self) -> bool:
         """One look at what is held; False when the thread may end."""

@@ -27,6 +27,17 @@ def is_whole(client: redis.Redis) -> bool:
     return (told["cluster_state"], told["cluster_slots_ok"]) == ("ok", "16384")
 
 
+def are_whole(nodes: Sequence[RedisServer]) -> bool:
+    """Whether each of them says so, and that it hears from all others."""
+    for node in nodes:
+        with redis.Redis(port=node.port) as client:
+            if not is_whole(client):
+                return False
+            if any("fail" in seen["flags"] for seen in client.cluster("nodes").values()):
+                return False
+    return True
+
+
 def node_options() -> list[str]:
     # The bus's default port, the node's + 10000, may lie beyond 65535.
     options = ["--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--save", ""]
@@ -47,8 +58,7 @@ def three_nodes() -> Iterator[list[RedisServer]]:
             capture_output=True,
             timeout=60,
         )
-        clients = [stack.enter_context(redis.Redis(port=node.port)) for node in nodes]
-        within(30, lambda: all(is_whole(client) for client in clients))
+        within(30, lambda: are_whole(nodes))
         yield nodes
 
 
@@ -70,6 +80,4 @@ def killed(nodes: Sequence[RedisServer], lost: int) -> Iterator[None]:
         yield
     finally:
         nodes[lost].start()
-        with ExitStack() as stack:
-            clients = [stack.enter_context(redis.Redis(port=node.port)) for node in nodes]
-            within(20, lambda: all(is_whole(client) for client in clients))
+        within(20, lambda: are_whole(nodes))

@@ -146,7 +146,7 @@ def test_a_flag_whose_wait_or_setting_was_interrupted_is_as_good_as_new() -> Non
 
 def test_a_thread_begins_or_says_that_none_does(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = Flag()
-    assert begin(threading.Thread(target=ran.set))
+    assert begin(threading.Thread(target=ran.set, daemon=True))
     assert ran.wait(LONG)
 
     def none(*_: object, **__: object) -> None:
@@ -154,23 +154,29 @@ def test_a_thread_begins_or_says_that_none_does(monkeypatch: pytest.MonkeyPatch)
 
     thread = threading.Thread(target=ran.set)
     monkeypatch.setattr(thread, "start", none)
-    assert not begin(thread)
+    undone: list[bool] = []
+    assert not begin(thread, lambda: undone.append(True))
+    assert undone == [True]
     try:
         raise KeyError("what the caller is at")
     except KeyError:
         assert not begin(thread)
 
 
-def test_an_interrupt_of_a_thread_s_beginning_comes_out_as_itself() -> None:
+def test_an_interrupt_of_a_thread_s_beginning_comes_out_as_itself_and_is_undone() -> None:
     """Where ``Thread.start`` waits for the first step it can turn into a RuntimeError."""
+    undone: list[bool] = []
     for steps in range(1, 1000):
         done: list[bool] = []
 
         def work(done: list[bool] = done) -> None:
-            done.append(begin(threading.Thread(target=lambda: None)))
+            thread = threading.Thread(target=lambda: None, daemon=True)
+            done.append(begin(thread, lambda: undone.append(True)))
 
         if not interrupt_after(steps, work, within=PLACES):
             assert done == [True]
             assert steps > 20
+            assert len(undone) > 10
             return
         assert not done
+    raise AssertionError("it never ended")

@@ -13,7 +13,7 @@ from typing import Any, Self
 import pytest
 import redis
 from redis_faults import WORLDS, free_port, in_world, new_id, the_whole_story
-from redis_nodes import is_whole, three_nodes, within
+from redis_nodes import are_whole, three_nodes, within
 
 from cachekit import Cache
 from cachekit.backends.redis import RedisBackend
@@ -270,9 +270,7 @@ def test_a_lost_node_costs_no_hit_and_no_time_on_the_others(
         finally:
             _ = lost.start() if how == "killed" else lost.resume()
         within(10, lambda: reads.read(gone[0])[0])
-    with ExitStack() as stack:
-        clients = [stack.enter_context(redis.Redis(port=node.port)) for node in cluster]
-        within(20, lambda: all(is_whole(client) for client in clients))
+    within(20, lambda: are_whole(cluster))
 
 
 @BOTH

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 from redis_faults import WORLDS, in_world, new_id
-from redis_nodes import is_whole, killed, node_of, three_nodes, within
+from redis_nodes import are_whole, killed, node_of, three_nodes, within
 
 from cachekit import Cache
 from cachekit.backends.redis import RedisBackend
@@ -160,9 +160,9 @@ def test_a_node_that_hangs_takes_the_time_of_few_calls_and_no_living_ones_answer
         finally:
             cluster[lost].resume()
 
+    within(20, lambda: are_whole(cluster))
     in_world(world, RedisBackend(url_of(cluster, where.record), namespace=namespace), body)
-    with redis.Redis(port=cluster[0].port) as client:
-        within(20, lambda: is_whole(client))
+    within(20, lambda: are_whole(cluster))
 
 
 # -- the number of partitions ------------------------------------------------------------------

@@ -20,8 +20,10 @@ from cachekit.backends import sqlite_gate
 from cachekit.backends.pool import Pool, Right
 from cachekit.backends.redis.blocking import BlockingWire
 from cachekit.backends.redis.blocking import Pool as RedisPool
+from cachekit.backends.redis.resolve import resolve
 from cachekit.backends.redis.wire import Address, Login
 from cachekit.backends.sqlite_gate import _Gate
+from cachekit.core import threads
 from cachekit.core.deadline import Deadline
 from cachekit.core.ops import OpKind
 from cachekit.logs.memory import MemoryLog
@@ -31,6 +33,7 @@ from cachekit.testing.servers import RedisServer
 
 PACKAGE = Path(cachekit.__file__).parent
 PLACES = (str(PACKAGE), threading.__file__)
+THREADS = threads.__file__
 LONG = 10.0
 SHORT = 0.01
 
@@ -196,6 +199,34 @@ def test_no_place_of_a_pool_of_redis_is_lost_with_what_was_broken_off(
                 if not broken:
                     assert steps > 20
                     break
+
+
+def test_a_name_is_resolved_after_an_attempt_that_was_broken_off() -> None:
+    address = Address("localhost", 80)
+    at_every_place(
+        lambda: resolve(address, time.monotonic() + LONG),
+        lambda: resolve(address, time.monotonic() + LONG / 2),
+    )
+
+
+def test_background_work_that_never_began_takes_no_place() -> None:
+    runtime = Runtime()
+
+    def settled() -> bool:
+        end = time.monotonic() + LONG
+        while runtime._running and time.monotonic() < end:
+            time.sleep(0.001)
+        return not runtime._running
+
+    for steps in range(1, 1000):
+        broken = interrupt_after(
+            steps, lambda: runtime.background(lambda: None), within=(threading.__file__, THREADS)
+        )
+        assert settled(), f"after {steps} places"
+        if not broken:
+            assert steps > 20
+            return
+    raise AssertionError("it never ended")
 
 
 def test_a_gate_that_a_fork_closes(monkeypatch: pytest.MonkeyPatch) -> None:

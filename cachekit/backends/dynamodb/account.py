@@ -100,14 +100,16 @@ class Account:
             opening = self._opening
             if opening is None:
                 opening = self._opening = _Opening(self._open)
-                if not opening.start():
-                    self._opening = None
+                if not opening.start(self._not_opening):
                     raise BackendUnavailable("the interpreter is ending")
         if not opening.done.wait(deadline.left()):
             raise TimeoutError("the client is not ready yet")
         if (failed := opening.error) is not None:
             raise type(failed)(str(failed), backend=failed.backend, operation="open") from failed
         return opening.client
+
+    def _not_opening(self) -> None:
+        self._opening = None
 
     def _open(self, opening: _Opening) -> None:
         transport = Transport(2)
@@ -179,12 +181,11 @@ class _Opening:
         self.error: BackendError | None = BackendUnavailable("dynamodb: it was broken off")
         self._work = work
 
-    def start(self) -> bool:
-        return begin(
-            threading.Thread(
-                target=self._work, args=(self,), name="cachekit-dynamodb-open", daemon=True
-            )
+    def start(self, undo: Callable[[], None]) -> bool:
+        thread = threading.Thread(
+            target=self._work, args=(self,), name="cachekit-dynamodb-open", daemon=True
         )
+        return begin(thread, undo)
 
 
 def check_retries(client: Any) -> None:

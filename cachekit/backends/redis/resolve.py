@@ -6,8 +6,10 @@ import os
 import socket
 import threading
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ...core.eventcount import Flag
+from ...core.threads import begin
 from .wire import Address, remaining
 
 Target = tuple[int, Any]  # address family, what connect() takes
@@ -19,26 +21,31 @@ class _Lookup:
     def __init__(self, address: Address) -> None:
         self.done = Flag()
         self.targets: list[Target] = []
-        self.error: OSError | None = None
+        self.error: OSError | None = OSError("it was broken off")
         self.address = address
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="cachekit:resolve", daemon=True).start()
+        thread = threading.Thread(target=self._run, name="cachekit:resolve", daemon=True)
+        if not begin(thread, self._over):
+            raise OSError("no thread to resolve a name in")
+
+    def _over(self) -> None:
+        _running.pop(self.address, None)
+        self.done.set()
 
     def _run(self) -> None:
         try:
-            self.targets = _ask(self.address, 0)
+            self.targets, self.error = _ask(self.address, 0), None
         except OSError as error:
             self.error = error
         except UnicodeError as error:  # a label too long for IDNA
             self.error = OSError(str(error))
         finally:
-            _running.pop(self.address, None)
-            self.done.set()
+            self._over()
 
 
 # At most one thread per host: callers of a hung resolver queue behind the one that hangs.
-_running: dict[Address, _Lookup] = {}
+_running: WeakValueDictionary[Address, _Lookup] = WeakValueDictionary()
 _starting = threading.Lock()
 
 
