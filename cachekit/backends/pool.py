@@ -87,10 +87,10 @@ class Pool(Generic[C]):
         """Close the connections that are not in use; the next call opens one anew."""
         with self._lock:
             idle, self._idle = self._idle, []
-            for connection in idle:
-                self._alive.discard(connection)
         for connection in idle:
             self._close(connection)
+            self._alive.discard(connection)
+        self._free.advance()
 
     def close(self) -> None:
         """Close the idle connections now and those in use when they come back.
@@ -125,13 +125,14 @@ class Pool(Generic[C]):
             self._drop(connection)
         try:
             connection = self._connect(deadline)
-            alive.add(connection)
-            return connection, turn
+            with self._lock:  # nobody counts both
+                alive.add(connection)
+                alive.discard(right)
         except BaseException:
+            alive.discard(right)
             self._free.advance_one()
             raise
-        finally:
-            alive.discard(right)
+        return connection, turn
 
     def _wait(self, seen: object, deadline: Deadline) -> None:
         with self._lock:
@@ -140,6 +141,9 @@ class Pool(Generic[C]):
             # A connection given back before the line above told nobody.
             if not self._idle and not self._free.wait(seen, deadline.left()):
                 raise TimeoutError("every connection is in use")
+        except BaseException:
+            self._free.advance_one()  # it may have been this one's turn
+            raise
         finally:
             with self._lock:
                 self._waiting -= 1
@@ -159,9 +163,11 @@ class Pool(Generic[C]):
             self._free.advance_one()
 
     def _drop(self, connection: C) -> None:
-        self._alive.discard(connection)
-        self._free.advance_one()
-        self._close(connection)
+        try:
+            self._close(connection)
+        finally:
+            self._alive.discard(connection)
+            self._free.advance_one()
 
     def _after_fork(self) -> None:
         self._lock = threading.RLock()  # the parent may have held it

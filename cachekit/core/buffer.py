@@ -175,8 +175,8 @@ class Buffer:
 
     def park(self, op: Op, error: str) -> None:
         """A dead letter: the operation leaves the queue with its error, and stays listed."""
-        self.dead.append(Dead(op, error))  # first: it is never nowhere
         self.ack((op,))
+        self.dead.append(Dead(op, error))
 
     def oldest(self) -> float | None:
         """When the oldest unwritten operation was accepted. May be asked beside any other step."""
@@ -190,10 +190,13 @@ class Buffer:
     def undone_up_to(self, version: int) -> int:
         """How many keys have an unwritten operation accepted at or before a version, even if a
         newer one took its place."""
-        ops = chain(self._waiting.values(), self._out.values())
+        ops = [*self._waiting.values(), *self._out.values()]
         return len({op.key for op in ops if op.since <= version})
 
     def has_undone(self, version: int) -> bool:
         """Whether there is any; mostly found at the first look."""
         ops = chain(self._out.values(), self._waiting.values())
-        return any(op.since <= version for op in ops)
+        try:
+            return any(op.since <= version for op in ops)
+        except RuntimeError:  # a signal handler put something meanwhile: look again
+            return True

@@ -50,7 +50,7 @@ class EventCount:
         """Wake all."""
         self.now = object()
         try:
-            for door in tuple(self._waiting):
+            for door in self._doors():
                 self._open(door)
         except BaseException:  # out of a signal handler: the others must not wait on
             self.advance()
@@ -60,12 +60,19 @@ class EventCount:
         """Wake the one that waits longest; for changes that only one can make use of."""
         self.now = object()
         try:
-            for door in tuple(self._waiting):
+            for door in self._doors():
                 if self._open(door):
                     return
         except BaseException:  # who knows whether it was woken
             self.advance()
             raise
+
+    def _doors(self) -> list[LockType]:
+        while True:
+            try:
+                return list(self._waiting)
+            except RuntimeError:  # the list's room was made by a collection, whose finalisers ran
+                continue
 
     def _open(self, door: LockType) -> bool:
         """False: it went by itself, or another thread was first."""

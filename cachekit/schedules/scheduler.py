@@ -318,6 +318,7 @@ class Scheduler:
         ran, self._thread = self._thread is not None, None
         self._lock = threading.RLock()  # the parent may have held it
         self._changed = EventCount()
+        weakref.finalize(self, self._changed.advance)
         if ran and self._schedules and not self._closed:
             # The pause lets the other parts of the cache finish with the fork.
             self._start(AFTER_FORK)

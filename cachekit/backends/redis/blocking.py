@@ -199,12 +199,13 @@ class Pool:
     def open(self, right: Right, until: float) -> Connection:
         try:
             connection = Connection(self._address, self._login, until)
-            self._alive.add(connection)
-            self._alive.discard(right)
-            return connection
+            with self._lock:  # nobody counts both
+                self._alive.add(connection)
+                self._alive.discard(right)
         except BaseException:
             self.forget(right)
             raise
+        return connection
 
     def _wait(self, until: float) -> Connection | Right:
         """An idle connection, or the right to open one."""
@@ -222,6 +223,9 @@ class Pool:
                         return right
                 if not self._changed.wait(seen, remaining(until)):
                     raise TimeoutError("no connection of the pool came free in time")
+        except BaseException:
+            self._changed.advance_one()  # it may have been this one's turn
+            raise
         finally:
             with self._lock:
                 self._waiting -= 1
