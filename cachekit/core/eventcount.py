@@ -27,7 +27,7 @@ class EventCount:
 
     def __init__(self) -> None:
         self.now = object()
-        self._waiting: dict[LockType, bool] = {}  # each step on it is atomic
+        self._waiting: dict[LockType, bool] = {}  # a step on one door is atomic
 
     def wait(self, seen: object, seconds: float | None = None) -> bool:
         """Block until there was an advance after ``seen``; False: ``seconds`` went by without."""
